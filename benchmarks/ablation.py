@@ -20,7 +20,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import harness
 from benchmarks.arms.scores import COSTS, append_scores
 from benchmarks.arms.settings import (
     ARMS,
@@ -31,6 +30,7 @@ from benchmarks.arms.settings import (
     list_flags,
     name_run,
 )
+from benchmarks.measuring import harness
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.flags import split_flags
 from fastdeit.config.parse import require_value

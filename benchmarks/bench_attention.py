@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import harness
-from benchmarks.forms import use_form
+from benchmarks.measuring import harness
+from benchmarks.measuring.forms import use_form
 from fastdeit.kernels import launch_configs
 from fastdeit.kernels.attention import (
     attention,
@@ -25,7 +25,7 @@ from fastdeit.kernels.attention import (
     attention_triton,
     attention_weights_triton,
 )
-from fastdeit.kernels.attention_bwd import attention_bwd_triton
+from fastdeit.kernels.attention_kernels.bwd import attention_bwd_triton
 
 SHAPES = {  # (B, N, H)
     "cuda": [(256, 198, 6), (1024, 198, 6), (1024, 198, 3), (256, 198, 12), (64, 578, 6)],

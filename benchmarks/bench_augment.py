@@ -23,9 +23,9 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.kernels.augment import FILL, OPS, augment_reference, augment_triton, pack_args
-from fastdeit.kernels.augment_ops import STATISTICS
+from fastdeit.kernels.augment_kernels.ops import STATISTICS
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 
 MIB = {"cuda": 256, "cpu": 16}
 """Size of the copy from the host."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint, verify_checkpoint
 from fastdeit.checkpoint.weight_files import WeightFiles
 from fastdeit.checkpoint.writer import CheckpointWriter

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from benchmarks import harness
 from benchmarks.bench_ema import make_student
+from benchmarks.measuring import harness
 from fastdeit.reliability.replica_check import hash_weights
 
 DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}

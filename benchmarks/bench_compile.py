@@ -15,8 +15,8 @@ import time
 
 import torch
 
-from benchmarks import harness
-from benchmarks.trainers import (
+from benchmarks.measuring import harness
+from benchmarks.measuring.trainers import (
     CLASSES,
     MANIFEST,
     STEPS_PER_EPOCH,

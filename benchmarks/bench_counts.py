@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from benchmarks import harness
-from benchmarks.counting import Place, StepCounter
-from benchmarks.trainers import make_config, make_trainer, micro_batches
+from benchmarks.measuring import harness
+from benchmarks.measuring.counting import Place, StepCounter
+from benchmarks.measuring.trainers import make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.zero.flat_update import FlatUpdate
 
 WARM_UP = 3
 """Steps before the counted one: DeepSpeed's timer starts at the third."""
 MICRO_BATCH = 2
-CPU_ONLY = {"fastdeit.kernels.mix_cpu"}
+CPU_ONLY = {"fastdeit.kernels.mix_kernels.cpu"}
 """Modules that no GPU runs: what they read does not count."""
 
 

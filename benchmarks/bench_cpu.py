@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import harness
 from benchmarks.bench_engine import check_untrained
-from benchmarks.peers import TimmTrainer
-from benchmarks.trainers import make_batch, make_config, make_trainer
+from benchmarks.measuring import harness
+from benchmarks.measuring.peers import TimmTrainer
+from benchmarks.measuring.trainers import make_batch, make_config, make_trainer
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.trainer import Trainer

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline
 
-from benchmarks import harness
-from benchmarks.harness import Row
 from benchmarks.loaders.case import BATCH
 from benchmarks.loaders.images import MEAN, STD, write_images
+from benchmarks.measuring import harness
+from benchmarks.measuring.harness import Row
 from fastdeit.data.augment.sample import FILL, REGION
 from fastdeit.data.graphs.eval_crop import EvalCrop
 from fastdeit.data.graphs.options import PipelineOptions

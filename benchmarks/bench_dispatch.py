@@ -24,13 +24,13 @@ from unittest.mock import patch
 import torch
 from triton.runtime.jit import JITFunction
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.kernels import operators
 from fastdeit.kernels.backend import use_backend
 
 MODULES = (
-    "attention_bwd attention norm_bwd norm gelu normalise mix_rows mix_pixels mix mix_patches "
-    "distill_fused distill augment"
+    "attention_kernels.bwd attention norm_bwd norm gelu normalise mix_kernels.rows "
+    "mix_kernels.pixels mix mix_patches distill_kernels.fused distill augment"
 ).split()
 Modules = dict[str, ModuleType]
 

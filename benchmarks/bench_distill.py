@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from timm.loss import SoftTargetCrossEntropy
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.kernels.distill import LossParts, distill, distill_reference, swap_pairs
-from fastdeit.kernels.distill_fused import distill_bwd_triton, distill_triton
+from fastdeit.kernels.distill_kernels.fused import distill_bwd_triton, distill_triton
 
 SHAPES = {"cuda": [(256, 1000), (1024, 1000), (256, 21841)], "cpu": [(16, 100)]}
 SETTING = {"smoothing": 0.1, "alpha": 0.5, "tau": 3.0, "legacy": True}

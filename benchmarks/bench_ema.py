@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from timm.utils import ModelEmaV3
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.models.student import Student, build_student
 from fastdeit.training.optim.ema import Ema
 

@@ -37,12 +37,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import harness
 from benchmarks.bench_step import GFLOP, best_backend, with_mfu
-from benchmarks.counting import StepCounter, count_waits, kernel_spans, uncovered_pct
-from benchmarks.peers import TimmTrainer, no_branch_dropped
-from benchmarks.tape import TapeRecorder
-from benchmarks.trainers import CLASSES, all_kept, make_batch, make_config, make_trainer
+from benchmarks.measuring import harness
+from benchmarks.measuring.counting import StepCounter, count_waits, kernel_spans, uncovered_pct
+from benchmarks.measuring.peers import TimmTrainer, no_branch_dropped
+from benchmarks.measuring.tape import TapeRecorder
+from benchmarks.measuring.trainers import CLASSES, all_kept, make_batch, make_config, make_trainer
 from fastdeit.config.schema import Config
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World, init_distributed

@@ -20,11 +20,11 @@ from timm.data import create_dataset, create_loader
 from timm.utils import accuracy
 from torch import nn
 
-from benchmarks import harness
 from benchmarks.bench_pipeline import append
-from benchmarks.harness import Row
 from benchmarks.loaders.case import BATCH
 from benchmarks.loaders.images import MEAN, STD, write_images
+from benchmarks.measuring import harness
+from benchmarks.measuring.harness import Row
 from fastdeit.distributed.place import find_world
 from fastdeit.inference.evaluate import EvalOptions, ReadOptions, evaluate_model
 from fastdeit.inference.load import LoadedModel

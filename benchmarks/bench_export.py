@@ -17,7 +17,7 @@ from typing import Any
 import timm
 import torch
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.export.network import Precision
 from fastdeit.export.onnx_file import export_onnx
 from fastdeit.export.program import export_program, load_program

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.kernels.gelu import gelu, gelu_reference
 
 # (B, N, D), D the hidden width of the MLP in DeiT-Ti, S and B

@@ -33,9 +33,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks import harness
 from benchmarks.launch.groups import free_port, measure_group, measure_roll_call
 from benchmarks.launch.model import Costs, Site, estimate
+from benchmarks.measuring import harness
 
 ESTIMATED = (8, 64, 256)
 GROUPS = (2, 16)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import harness
 from benchmarks.loaders.images import MEAN, STD, write_images
+from benchmarks.measuring import harness
 from fastdeit.data.graphs.options import BACKENDS, PipelineOptions
 from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.evaluation import EvalLoader

@@ -14,8 +14,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness
-from benchmarks.trainers import CLASSES, make_config, make_student, make_trainer, micro_batches
+from benchmarks.measuring import harness
+from benchmarks.measuring.trainers import (
+    CLASSES,
+    make_config,
+    make_student,
+    make_trainer,
+    micro_batches,
+)
 from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.models.build import build_model

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torchvision.transforms import v2
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.kernels.mix import mix_reference, mix_triton
 from fastdeit.kernels.mix_patches import mix_patches_reference, mix_patches_triton
 

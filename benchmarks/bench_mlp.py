@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks import forms, harness
+from benchmarks.measuring import forms, harness
 from fastdeit.kernels.gelu import gelu
 from fastdeit.kernels.mlp import mlp, mlp_reference
 

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.kernels.norm import add_norm, add_norm_reference, norm_reference
 
 # (B, N, D) of DeiT-Ti, S and B

@@ -1,4 +1,4 @@
-"""Time of `kernels/normalise.py` and `mix_pixels.py` against what timm does on the device.
+"""Time of `kernels/normalise.py` and `mix_kernels/pixels.py` against what timm does on the device.
 
 python -m benchmarks.bench_normalise [--out FOLDER]
 
@@ -15,10 +15,10 @@ import torch
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 
-from benchmarks import harness
 from benchmarks.bench_mix import PATCH, make_inputs, patchify
+from benchmarks.measuring import harness
+from fastdeit.kernels.mix_kernels.pixels import mix_pixels
 from fastdeit.kernels.mix_patches import mix_patches, mix_patches_reference, mix_patches_triton
-from fastdeit.kernels.mix_pixels import mix_pixels
 from fastdeit.kernels.normalise import (
     MODES,
     Pixels,

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from benchmarks.official import commands, inputs
 from benchmarks.official.comparison import describe_difference
 from benchmarks.official.first_step import compare_first_step

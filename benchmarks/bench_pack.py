@@ -14,11 +14,11 @@ from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import harness
 from benchmarks.bench_pipeline import Processes, append
-from benchmarks.harness import Row
 from benchmarks.loaders.case import BATCH, Case
 from benchmarks.loaders.images import write_images
+from benchmarks.measuring import harness
+from benchmarks.measuring.harness import Row
 from fastdeit.data.index import Index
 from fastdeit.data.indexing import build_index
 from fastdeit.data.packing.encode import Encoding

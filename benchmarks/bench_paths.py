@@ -9,7 +9,7 @@ other masks, shares and labels in each. Columns:
   faster_by  the time of a step without the path divided by that with it, both as in bench_engine
 
 On a GPU the last line names the paths that may be switched on: equal at every size, and faster at
-one. On a CPU, tapes (tape.py) stand for CUDA graphs, and the time means nothing.
+one. On a CPU, tapes (measuring/tape.py) stand for CUDA graphs, and the time means nothing.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks import harness
 from benchmarks.bench_engine import IMPLEMENTATIONS, free_memory, record, step_times_ms
-from benchmarks.trainers import CLASSES, make_batch, make_config, make_trainer
+from benchmarks.measuring import harness
+from benchmarks.measuring.trainers import CLASSES, make_batch, make_config, make_trainer
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World, init_distributed
 

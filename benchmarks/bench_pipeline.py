@@ -34,11 +34,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from benchmarks import harness
-from benchmarks.harness import Row
 from benchmarks.loaders.case import BATCH, Case
 from benchmarks.loaders.images import write_images, write_shards
 from benchmarks.loaders.process import LoaderProcess
+from benchmarks.measuring import harness
+from benchmarks.measuring.harness import Row
 
 OURS = "fastdeit exact"
 TIMM, TRAIN, SIMD = "timm per sample", "timm train.py", "timm train.py, Pillow-SIMD"

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import harness
 from benchmarks.loaders.images import MEAN, STD, write_images
+from benchmarks.measuring import harness
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import Index
 from fastdeit.data.indexing import build_index

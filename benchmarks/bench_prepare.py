@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks import harness
 from benchmarks.bench_pipeline import append
-from benchmarks.harness import Row
 from benchmarks.loaders.images import write_images
+from benchmarks.measuring import harness
+from benchmarks.measuring.harness import Row
 from fastdeit.data.checks.work import CheckKind
 from fastdeit.data.indexing import build_index
 from fastdeit.data.packing import trial

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.report.page.write import render_page
 from fastdeit.report.pictures import Pictures
 from fastdeit.report.record import read_run

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.kernels.resize import Crops, resize_reference, resize_triton
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec

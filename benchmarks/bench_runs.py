@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.storage.attempts import read_attempts
 from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import harness
+from benchmarks.measuring import harness
+from benchmarks.measuring.trainers import make_batch, make_config, make_trainer
 from benchmarks.roofline import shape_of
-from benchmarks.trainers import make_batch, make_config, make_trainer
 from fastdeit.distributed.world import init_distributed
 from fastdeit.estimate.roofline import step_ms
 from fastdeit.estimate.step import scale_step

@@ -24,7 +24,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 
 COLUMNS = ("date", "commit", "cpu", "torch", "deepspeed", "command", "cpu_s", "in_torch")
 ROOT = Path(__file__).parents[1]

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import harness
-from benchmarks.peers import hard_distillation, soft_target, timm_student
-from benchmarks.trainers import CLASSES, decisions, make_batch
+from benchmarks.measuring import harness
+from benchmarks.measuring.peers import hard_distillation, soft_target, timm_student
+from benchmarks.measuring.trainers import CLASSES, decisions, make_batch
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.kernels.backend import use_backend
 from fastdeit.kernels.mix_patches import mix_patches

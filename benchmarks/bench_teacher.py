@@ -26,8 +26,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import harness
 from benchmarks.loaders.images import write_images
+from benchmarks.measuring import harness
 from fastdeit.commands.cache.record import Job
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config

@@ -22,7 +22,7 @@ import timm
 import torch
 from torch import nn
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.models.execution.folding import Folded
 from fastdeit.models.execution.form import Execution
 from fastdeit.models.teachers import teacher as teachers

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 from fastdeit.data.build import build_train_index, pipeline_options

@@ -29,9 +29,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks import harness
 from benchmarks.loaders.images import MEAN, STD, write_images
-from benchmarks.trainers import CLASSES, MANIFEST, make_config, make_trainer
+from benchmarks.measuring import harness
+from benchmarks.measuring.trainers import CLASSES, MANIFEST, make_config, make_trainer
 from fastdeit.data.build import choose_options
 from fastdeit.data.index import Index
 from fastdeit.data.indexing import build_index

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import RESULTS
+from benchmarks.measuring.harness import RESULTS
+from benchmarks.measuring.trainers import make_config
 from benchmarks.tables import RUNS, Row, read_rows
-from benchmarks.trainers import make_config
 from fastdeit.estimate.rates import TABLE
 from fastdeit.models.build import build_model
 from fastdeit.training.flops import count_flops, find_model

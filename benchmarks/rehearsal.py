@@ -26,10 +26,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import harness
 from benchmarks.imagenet.job import Job
 from benchmarks.imagenet.stages import STAGES, Stage
 from benchmarks.imagenet.watch import Cost, watch
+from benchmarks.measuring import harness
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.storage.atomic import atomic_write_text
 

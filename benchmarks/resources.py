@@ -30,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from benchmarks.harness import RESULTS, Launch, Row, make_parser
+from benchmarks.measuring.harness import RESULTS, Launch, Row, make_parser
 from fastdeit.kernels import launch_configs
 from fastdeit.kernels.launch_configs import version_of
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmarks.harness import PACKAGES, RESULTS
+from benchmarks.measuring.harness import PACKAGES, RESULTS
 
 OURS = ("triton", "ours")
 STAMP = ("date", "commit", "gpu", "cpu", *PACKAGES)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.arms import tables as arms
-from benchmarks.harness import RESULTS
 from benchmarks.imagenet.table import list_stages
 from benchmarks.launch.table import list_seconds
+from benchmarks.measuring.harness import RESULTS
 from benchmarks.official.table import compare_trainers
 
 ROOT = Path(__file__).parent.parent

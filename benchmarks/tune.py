@@ -24,7 +24,7 @@ import triton
 from benchmarks import bench_mlp
 from benchmarks.bench_normalise import make_pixels
 from benchmarks.bench_resize import Inputs, make_inputs
-from benchmarks.harness import make_parser, quantiles_ms
+from benchmarks.measuring.harness import make_parser, quantiles_ms
 from fastdeit.kernels import launch_configs
 from fastdeit.kernels.attention import attention
 from fastdeit.kernels.distill import distill

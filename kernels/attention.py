@@ -7,11 +7,12 @@ qkv: (B, N, 3, H, D), contiguous, the output of the qkv projection; out: (B, N, 
 the output projection. Both are read and written in place: no head is transposed in memory. Scores,
 softmax and sums are fp32, the weights are rounded to qkv's dtype for their product with v. Bytes
 per image, in units of N·H·D elements: reads 3, writes 1, and 4 bytes a row and head of log-sum-exp;
-the backward (attention_bwd.py) reads 3 + 2 and writes 3.
+the backward (attention_kernels/bwd.py) reads 3 + 2 and writes 3.
 
 The row "attention_fwd" of the table of launches names one of two forms: "blocks"
-(attention_blocks.py), one program a block of queries; "resident" (attention_resident.py), one
-program an image and head, up to 256 tokens. No GPU has compared them yet.
+(attention_kernels/blocks.py), one program a block of queries; "resident"
+(attention_kernels/resident.py), one program an image and head, up to 256 tokens. No GPU has
+compared them yet.
 
 `attention_weights` also returns the softmax itself, for attention maps; training does not use it.
 Source: Vaswani et al. 2017 (1706.03762), eq. 1; Dao 2023 (2307.08691), algorithm 1.
@@ -25,10 +26,10 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.attention_blocks import launch_blocks
-from fastdeit.kernels.attention_bwd import attention_bwd_triton
-from fastdeit.kernels.attention_resident import launch_resident
-from fastdeit.kernels.attention_rows import LOG2_E, load_rows
+from fastdeit.kernels.attention_kernels.blocks import launch_blocks
+from fastdeit.kernels.attention_kernels.bwd import attention_bwd_triton
+from fastdeit.kernels.attention_kernels.resident import launch_resident
+from fastdeit.kernels.attention_kernels.rows import LOG2_E, load_rows
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.launch_configs import blocks_of, find_form, find_launch, padded
 from fastdeit.kernels.operators import operator

@@ -20,8 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.augment_blur import blur_reference, launch_blur
-from fastdeit.kernels.augment_ops import (
+from fastdeit.kernels.augment_kernels.blur import blur_reference, launch_blur
+from fastdeit.kernels.augment_kernels.ops import (
     COLOR,
     EXACT,
     GRAYSCALE,
@@ -37,13 +37,13 @@ from fastdeit.kernels.augment_ops import (
     gray,
     gray_reference,
 )
-from fastdeit.kernels.augment_tables import (
+from fastdeit.kernels.augment_kernels.tables import (
     is_table,
     launch_tables,
     look_up_reference,
     table_reference,
 )
-from fastdeit.kernels.augment_warp import is_warp, warp, warp_reference
+from fastdeit.kernels.augment_kernels.warp import is_warp, warp, warp_reference
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
 from fastdeit.kernels.operators import operator

@@ -18,9 +18,9 @@ nonzero peaks over a constant floor.
 
 cls_logits, dist_logits: (B, K) fp32, bf16 or fp16; labels: (B,) int64; lam: (B,) fp32; math in
 fp32. Bytes per image: reads 2·K logits (3·K with a teacher's), writes 2·K gradients; loss and both
-gradients come from one launch (distill_fused.py), and the backward multiplies them by the incoming
-gradient. Called once a micro-step by `fastdeit.training.losses`. Source: Touvron et al. 2021
-(2012.12877), eq. 2 and 3; smoothing as timm's `mixup_target`.
+gradients come from one launch (distill_kernels/fused.py), and the backward multiplies them by the
+incoming gradient. Called once a micro-step by `fastdeit.training.losses`. Source: Touvron et al.
+2021 (2012.12877), eq. 2 and 3; smoothing as timm's `mixup_target`.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from fastdeit.kernels.backend import is_fused
-from fastdeit.kernels.distill_fused import counter_of, distill_triton
+from fastdeit.kernels.distill_kernels.fused import counter_of, distill_triton
 
 KINDS = ("none", "soft", "hard")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

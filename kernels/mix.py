@@ -11,7 +11,8 @@ last; lam: (B,) fp32; box: (B, 4) int32 y0, x0, y1, x1, equal for the rows of a 
 the dtype and memory format given; math in fp32. Bytes per image, with s and t the element sizes in
 and out: reads 3·H·W·s, writes 3·H·W·t (0.6 MB at 224, 16 bit). Called once a micro-step for a timm
 model; our student takes patches (mix_patches.py), and pixels that are not normalised have a kernel
-of their own (mix_pixels.py). Source: Zhang et al. 2018 (1710.09412), Yun et al. 2019 (1905.04899).
+of their own (mix_kernels/pixels.py). Source: Zhang et al. 2018 (1710.09412), Yun et al. 2019
+(1905.04899).
 """
 
 import torch
@@ -20,9 +21,9 @@ import triton.language as tl
 
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
-from fastdeit.kernels.mix_cpu import mix_on_cpu
-from fastdeit.kernels.mix_pixels import mix_pixels
-from fastdeit.kernels.mix_rows import (
+from fastdeit.kernels.mix_kernels.cpu import mix_on_cpu
+from fastdeit.kernels.mix_kernels.pixels import mix_pixels
+from fastdeit.kernels.mix_kernels.rows import (
     check_inputs,
     dtype_of,
     empty_images,

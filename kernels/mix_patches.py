@@ -15,8 +15,8 @@ import triton.language as tl
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
 from fastdeit.kernels.mix import mix_plainly, mix_reference
-from fastdeit.kernels.mix_pixels import mix_pixels
-from fastdeit.kernels.mix_rows import (
+from fastdeit.kernels.mix_kernels.pixels import mix_pixels
+from fastdeit.kernels.mix_kernels.rows import (
     check_inputs,
     dtype_of,
     empty_images,

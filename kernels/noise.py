@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.augment_ops import sqrt_reference
+from fastdeit.kernels.augment_kernels.ops import sqrt_reference
 
 _WORD = 0xFFFFFFFF
 

@@ -7,9 +7,9 @@ same bits as fastdeit.data.augment.sample.
 images: uint8 (B, H, W, 3), contiguous; levels: fp32 (3, 256), of `level_values`; erase: int32
 (B, 4) y, x, height, width; key: int64 (B,), of the noise (noise.py). out: (B, 3, H, W) fp32, bf16
 or fp16, rounded from fp32. Bytes per image, with t the element size out: reads 3·H·W, writes
-3·H·W·t (0.5 MB at 224, 16 bit). A training step mixes from the same arguments (mix_pixels.py), so
-that its normalised images are never written; this is for all that wants them unmixed. Source: timm
-1.0.31, data/random_erasing.py; torchvision 0.26, ToTensor and Normalize.
+3·H·W·t (0.5 MB at 224, 16 bit). A training step mixes from the same arguments
+(mix_kernels/pixels.py), so that its normalised images are never written; this is for all that wants
+them unmixed. Source: timm 1.0.31, data/random_erasing.py; torchvision 0.26, ToTensor and Normalize.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.augment_ops import EXACT
+from fastdeit.kernels.augment_kernels.ops import EXACT
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.channels_last import load_channels_last, store_channels_last, store_planes
 from fastdeit.kernels.launch_configs import blocks_of, find_launch

@@ -20,8 +20,8 @@ import torch
 
 from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.operators import operator
-from fastdeit.kernels.resize_passes import launch_passes, weigh_reference
-from fastdeit.kernels.resize_weights import launch_weights, places_reference
+from fastdeit.kernels.resize_kernels.passes import launch_passes, weigh_reference
+from fastdeit.kernels.resize_kernels.weights import launch_weights, places_reference
 
 Crops = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """start, stride, shape, window and flip, as `resize` takes them."""

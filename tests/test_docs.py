@@ -89,7 +89,7 @@ def code(text: str) -> Iterator[str]:
 def flags_of_parsers() -> set[str]:
     """Return the flags of every `add_argument` and `addoption` of the repository."""
     found: set[str] = set()
-    sources = [*ROOT.glob("fastdeit/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+    sources = [*ROOT.glob("fastdeit/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
     for source in [*sources, *ROOT.glob("tests/**/conftest.py")]:
         for node in ast.walk(ast.parse(text_of(source))):
             if not isinstance(node, ast.Call):

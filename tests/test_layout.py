@@ -14,7 +14,7 @@ from tests.conftest import HEAVY
 from tests.support.launching import ROOT
 
 LIBRARY = sorted(path for path in (ROOT / "fastdeit").rglob("*.py") if "kernels" not in path.parts)
-KERNELS = sorted((ROOT / "kernels").glob("*.py"))
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
 STORAGE = {"distributed", "display", "storage"}
 PARTS = {

@@ -74,7 +74,8 @@ def test_wheel_holds_every_file_of_the_package_and_the_kernels_alone(
 ) -> None:
     held = {name for name in _read(built["tree"]) if ".dist-info/" not in name}
     files = [path for path in (ROOT / "fastdeit").rglob("*") if path.is_file()]
-    files += [ROOT / "fastdeit" / "kernels" / path.name for path in (ROOT / "kernels").glob("*.*")]
+    kernels = (ROOT / "kernels").rglob("*.*")
+    files += [ROOT / "fastdeit" / path.relative_to(ROOT) for path in kernels if path.is_file()]
     names = {path.relative_to(ROOT).as_posix() for path in files}
     assert held == {name for name in names if "__pycache__" not in name}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import harness
 from benchmarks.arms.settings import list_changes, name_run
+from benchmarks.measuring import harness
 from fastdeit.report.predictions import RecordedPredictions, read_predictions
 from fastdeit.report.record import RunRecord, read_run
 from fastdeit.storage.jsonl import read_json_lines

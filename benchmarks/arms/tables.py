@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from benchmarks.arms.comparisons import Row, Score, judge, measure_effect, select_runs
-from benchmarks.harness import show_spread
+from benchmarks.measuring.harness import show_spread
 
 BASE = Score("none", "base", 72.2)
 HARD = Score("hard, without the token", "hard", 74.3)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from benchmarks.harness import show_spread
+from benchmarks.measuring.harness import show_spread
 from benchmarks.official.comparison import (
     TRAINERS,
     Row,

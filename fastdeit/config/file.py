@@ -2,6 +2,7 @@
 any value replaces a default."""
 
 import dataclasses
+import re
 import reprlib
 from collections.abc import Hashable
 from pathlib import Path
@@ -25,6 +26,16 @@ MOVED = {
 }
 """From the section and the field of an older file to the section that now has the field."""
 
+_PLAIN = {
+    "bool": "true|True|TRUE|false|False|FALSE",
+    "int": "[-+]?(0|[1-9][0-9]*)",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)",
+    "null": "~|null|Null|NULL|",
+}
+"""What is no text, without quotes. Of YAML 1.1, which PyYAML reads, all is missing that means
+something else in YAML 1.2: there 010 is 8, 1:30:00 is 5400, and off is false."""
+_SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
+
 
 class _PlainLoader(yaml.SafeLoader):
     """A YAML loader without aliases, of which a short file can make billions of values, and without
@@ -46,6 +57,11 @@ class _PlainLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    None: [(f"tag:yaml.org,2002:{tag}", re.compile(f"({text})$")) for tag, text in _PLAIN.items()]
+}
 
 
 def read_config_file(path: Path, flag: str) -> dict[str, dict[str, Any]]:
@@ -112,10 +128,19 @@ def _check(section: Any, key: str, value: Any, source: str) -> Any:
         allowed = ", ".join(types)
         raise ValueError(f"{source}: a field must be one of {allowed} (got {reprlib.repr(key)})")
     value = tuple(value) if isinstance(value, list) else value
+    value = _read_text(value, types[key]) if isinstance(value, str) else value
     if not _is_of_type(value, types[key]):
         shown = reprlib.repr(value)
         raise ValueError(f"{source}: {key} must be {_type_name(types[key])} (got {shown})")
     return value
+
+
+def _read_text(text: str, kind: Any) -> Any:
+    """Return what a text means in a field of that type: `1e-3`, which YAML 1.1 has as a text, is a
+    number, `on` is True; any other text as it is."""
+    if kind is float and re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+", text):
+        return float(text)
+    return _SWITCHES.get(text.lower(), text) if kind is bool else text
 
 
 def _type_name(kind: Any) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models import clean_state_dict
 
 from fastdeit.models.sizes import StateDict, has_qkv_bias
 from fastdeit.models.sources import locate_weights
@@ -30,6 +29,9 @@ WRAPPERS = ("state_dict", "model")
 EMA_WRAPPERS = ("state_dict_ema", "model_ema")
 HEADS = ("head", "head_dist")
 """Of the student."""
+_WRAPPED = re.compile(r"^((module|_orig_mod)\.)+|\b(_orig_mod|_checkpoint_wrapped_module)\.")
+"""What DDP, torch.compile and activation checkpointing add to the names of what they wrap: the
+network, or a block of it."""
 _NAMED = 3  # classes that a message names
 
 
@@ -47,7 +49,8 @@ def read_weights(path: str | Path, *, ema: bool = False) -> tuple[StateDict, dic
         return _unwrap(_read_pickle(path), path, EMA_WRAPPERS if ema else WRAPPERS), {}
     if ema and "ema" not in path.stem:
         raise ValueError(f"{path}: holds no EMA, which has a file of its own in a run folder")
-    return read_tensors(path)
+    tensors, metadata = read_tensors(path)
+    return _name_as_timm(tensors), metadata
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
@@ -122,13 +125,15 @@ def _unwrap(content: object, path: Path, wrappers: Sequence[str]) -> StateDict:
         raise ValueError(f"{path}: holds no state dict, {where}")
     assert isinstance(found, dict)
     _check_stored(found, path)
-    return {_name_as_timm(key): value for key, value in clean_state_dict(found).items()}
+    return _name_as_timm(found)
 
 
-def _name_as_timm(key: str) -> str:
-    """Return timm's name of a parameter: deit's DeiT III has `blocks.0.gamma_1` for
-    `blocks.0.ls1.gamma`."""
-    return re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", key)
+def _name_as_timm(state: StateDict) -> StateDict:
+    """Return a state dict with timm's names: without those of wrappers, and where deit's DeiT III
+    has `blocks.0.gamma_1`, timm has `blocks.0.ls1.gamma`."""
+    plain = {_WRAPPED.sub("", key): value for key, value in state.items()}
+    deit3 = re.compile(r"^(blocks\.\d+)\.gamma_([12])$")
+    return {deit3.sub(r"\1.ls\2.gamma", key): value for key, value in plain.items()}
 
 
 def _check_stored(tensors: StateDict, path: Path) -> None:

@@ -131,7 +131,7 @@ def code_digest() -> str:
     """Return a hash of every Python file of this package, by name and content."""
     root = Path(fastdeit.__file__).parent
     digest = hashlib.sha256()
-    # rglob does not follow the link `kernels`
-    for path in sorted({*root.rglob("*.py"), *(root / "kernels").glob("*.py")}):
+    # rglob follows no link below its start, and `kernels` is one
+    for path in sorted({*root.rglob("*.py"), *(root / "kernels").rglob("*.py")}):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

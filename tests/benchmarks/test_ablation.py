@@ -19,7 +19,7 @@ from benchmarks.arms.comparisons import Effect, Score, judge, measure_effect, se
 from benchmarks.arms.curves import average_curve, draw_curves
 from benchmarks.arms.scores import has_rows
 from benchmarks.arms.settings import ARMS, find_config, list_changes, list_flags, name_run
-from benchmarks.harness import Row, write_rows
+from benchmarks.measuring.harness import Row, write_rows
 from fastdeit.commands.cache.command import cache_command
 from fastdeit.commands.runs.train import train_command
 from fastdeit.report.record import read_run

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_engine, harness
+from benchmarks import bench_engine
 from benchmarks.bench_engine import CASES, IMPLEMENTATIONS, Case, check_loss, check_untrained
-from benchmarks.peers import TimmTrainer, no_branch_dropped
-from benchmarks.trainers import all_kept, make_config, make_trainer, micro_batches
+from benchmarks.measuring import harness
+from benchmarks.measuring.peers import TimmTrainer, no_branch_dropped
+from benchmarks.measuring.trainers import all_kept, make_config, make_trainer, micro_batches
 from fastdeit.config.schema import Config
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World, init_distributed

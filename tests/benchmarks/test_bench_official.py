@@ -9,8 +9,9 @@ import pytest
 import timm
 import torch
 
-from benchmarks import bench_official, harness
+from benchmarks import bench_official
 from benchmarks.bench_official import COLUMNS, Job, list_done, list_jobs
+from benchmarks.measuring import harness
 from benchmarks.official.commands import TEACHER
 from benchmarks.official.first_step import (
     CLASSES,

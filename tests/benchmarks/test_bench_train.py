@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import bench_train
-from benchmarks.trainers import CLASSES, MANIFEST
+from benchmarks.measuring.trainers import CLASSES, MANIFEST
 from fastdeit.teacher_cache.format import decode
 
 

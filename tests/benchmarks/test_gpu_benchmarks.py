@@ -17,11 +17,13 @@ import nvidia.dali
 import pytest
 import torch
 
-from benchmarks import bench_runs, harness, summary
+from benchmarks import bench_runs, summary
 from benchmarks.bench_step import schedule
-from benchmarks.forms import use_form
-from fastdeit.kernels import attention_bwd, launch_configs
+from benchmarks.measuring import harness
+from benchmarks.measuring.forms import use_form
+from fastdeit.kernels import launch_configs
 from fastdeit.kernels.attention import attention_reference, attention_triton
+from fastdeit.kernels.attention_kernels import bwd
 from fastdeit.kernels.launch_configs import find_launch
 from fastdeit.storage.attempts import Attempt, add_attempt
 from fastdeit.storage.run_folder import RunFolder
@@ -39,12 +41,12 @@ def gradient(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, list[str]]:
         requested.append(op)
         return launch_configs.find_launch(op, *args, **sizes)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(attention_bwd, "find_launch", find)
+    monkeypatch.setattr(bwd, "find_launch", find)
     torch.manual_seed(0)
     qkv = torch.randn(1, 198, 3, 1, 64, device=DEVICE).half()
     grad = torch.randn(1, 198, 64, device=DEVICE).half()
     out, lse = attention_triton(qkv)
-    found = attention_bwd.attention_bwd_triton(qkv, out, lse, grad)
+    found = bwd.attention_bwd_triton(qkv, out, lse, grad)
     leaf = qkv.float().requires_grad_()
     expected = torch.autograd.grad(attention_reference(leaf), leaf, grad.float())[0]
     torch.testing.assert_close(found.float(), expected, atol=4e-3, rtol=4e-3)

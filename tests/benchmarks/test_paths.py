@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks.bench_paths import Trained, is_equal, list_shown, vary
-from benchmarks.harness import Row
-from benchmarks.trainers import make_batch
+from benchmarks.measuring.harness import Row
+from benchmarks.measuring.trainers import make_batch
 
 PATH = "--cuda-graph auto"
 

@@ -35,6 +35,11 @@ def parse(*argv: str) -> Config:
         ("optim: {epochs: 0}", "--epochs must be 1 or more"),
         ("a: [", "not YAML"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
+        ("run: {seed: 010}", r"seed must be int \(got '010'\)"),
+        ("run: {seed: 1:30}", r"seed must be int \(got '1:30'\)"),
+        ("run: {seed: 1e2}", r"seed must be int \(got '1e2'\)"),
+        ("optim: {model_ema: 'maybe'}", r"model_ema must be bool \(got 'maybe'\)"),
+        ("optim: {lr: 1e-3x}", r"lr must be float \(got '1e-3x'\)"),
         ("run: {save_steps: 2}\ncheckpoint: {save_steps: 3}", "save_steps is in both run and"),
     ],
 )
@@ -43,6 +48,40 @@ def test_what_is_wrong_with_a_file_is_named(text: str, message: str, tmp_path: P
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         parse("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("optim: {lr: 1e-3}", 0.001),
+        ("optim: {lr: 5.E-4}", 0.0005),
+        ("optim: {lr: 2}", 2),
+        ("run: {compile: off}", "off"),
+        ("run: {time_limit: 1:30:00}", "1:30:00"),
+        ("run: {time_limit: 2-0}", "2-0"),
+        ("run: {output_dir: 2024-01-01}", "2024-01-01"),
+        ("run: {output_dir: 'no'}", "no"),
+        ("run: {grad_checkpointing: on}", True),
+        ("run: {grad_checkpointing: No}", False),
+    ],
+)
+def test_a_value_means_what_its_flag_takes(text: str, value: Any, tmp_path: Path) -> None:
+    """PyYAML alone reads YAML 1.1: 1e-3 is a text, off is False, 1:30:00 is 5400."""
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    section, fields = next(iter(yaml.safe_load(text).items()))
+    read = config_from_dict(Config(), read_config_file(file, "--config"), "x")
+    assert getattr(getattr(read, section), next(iter(fields))) == value
+
+
+@pytest.mark.parametrize(
+    "name", ["1e3", "1.0e5", "010", "0x1f", "1_000", "1:30", "off", "y", "~", "", "=", "2024-01-01"]
+)
+def test_any_text_is_read_as_it_was_written(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    settings = Config().replace(run={"output_dir": name}).to_dict()
+    file.write_text(yaml.safe_dump(settings))
+    assert read_config_file(file, "--config") == settings
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", [1], 4])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.trainers import make_config, make_trainer
+from benchmarks.measuring.trainers import make_config, make_trainer
 from fastdeit.checkpoint.files import write_files
 from fastdeit.config.changes import read_settings
 from fastdeit.config.recipes import RECIPES, find_recipe

@@ -1,4 +1,4 @@
-"""A counter of torch's operators, without what `benchmarks.counting` needs of DeepSpeed."""
+"""A counter of torch's operators without DeepSpeed, which benchmarks.measuring.counting needs."""
 
 from collections import Counter
 from typing import Any

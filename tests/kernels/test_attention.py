@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.forms import use_form
+from benchmarks.measuring.forms import use_form
 from fastdeit.kernels import attention as module
 from fastdeit.kernels import backend, launch_configs
 from fastdeit.kernels.attention import (
@@ -22,9 +22,9 @@ from fastdeit.kernels.attention import (
     attention_weights_reference,
     attention_weights_triton,
 )
-from fastdeit.kernels.attention_bwd import attention_bwd_triton
-from fastdeit.kernels.attention_resident import MAX_RESIDENT, split_keys
-from fastdeit.kernels.attention_rows import TAIL
+from fastdeit.kernels.attention_kernels.bwd import attention_bwd_triton
+from fastdeit.kernels.attention_kernels.resident import MAX_RESIDENT, split_keys
+from fastdeit.kernels.attention_kernels.rows import TAIL
 from fastdeit.kernels.launch_configs import find_form
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED

@@ -17,8 +17,9 @@ import torch
 from PIL import Image, ImageOps
 
 from fastdeit.kernels import augment as module
-from fastdeit.kernels import augment_blur, augment_ops, augment_tables
 from fastdeit.kernels.augment import augment, augment_reference, augment_triton, pack_args
+from fastdeit.kernels.augment_kernels import blur, tables
+from fastdeit.kernels.augment_kernels import ops as kernel_ops
 from fastdeit.plan.operations import OPERATIONS, OPS
 from fastdeit.plan.plan import Plan
 from fastdeit.plan.spec import PlanSpec
@@ -67,9 +68,9 @@ def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(target, "find_launch", find)
 
     change(module, {"augment": {"BLOCK_PART": 2048}})
-    change(augment_blur, {"augment_blur": {"BLOCK": 8192}})
+    change(blur, {"augment_blur": {"BLOCK": 8192}})
     # several chunks an image
-    change(augment_tables, {"augment_statistics": {"BLOCK": 512, "STEPS": 2}})
+    change(tables, {"augment_statistics": {"BLOCK": 512, "STEPS": 2}})
 
 
 def pictures(count: int, height: int, width: int) -> torch.Tensor:
@@ -120,14 +121,14 @@ def equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def test_operation_numbers_equal_those_of_the_plan() -> None:
-    assert augment_ops.OPS == OPS
+    assert kernel_ops.OPS == OPS
     kinds = {kind: {row.name for row in OPERATIONS if row.kind == kind} for kind in KINDS}
-    assert set(augment_ops.STATISTICS) == kinds["statistics"]
-    assert set(augment_ops.TABLES) == kinds["statistics"] | kinds["levels"]
-    assert set(augment_ops.WARPS) == {row.name for row in OPERATIONS if row.native == "warp"}
+    assert set(kernel_ops.STATISTICS) == kinds["statistics"]
+    assert set(kernel_ops.TABLES) == kinds["statistics"] | kinds["levels"]
+    assert set(kernel_ops.WARPS) == {row.name for row in OPERATIONS if row.native == "warp"}
     numbers = {
         name: value.value
-        for name, value in vars(augment_ops).items()
+        for name, value in vars(kernel_ops).items()
         if hasattr(value, "value") and name.isupper()
     }
     assert numbers.pop("COUNT") == len(OPS) and sorted(numbers.values()) == list(range(len(OPS)))
@@ -140,7 +141,7 @@ def test_operation_numbers_equal_those_of_the_plan() -> None:
 def test_reference_equals_timm(name: str) -> None:
     args = [
         *arguments_of(OPS.index(name), 16).tolist(),
-        *(ROUND if name in augment_ops.WARPS else ()),
+        *(ROUND if name in kernel_ops.WARPS else ()),
     ]
     operations = one_layer([name] * len(args), args)
     for shape in (*SHAPES, (64, 64)):
@@ -152,7 +153,7 @@ def test_reference_equals_timm(name: str) -> None:
 def test_kernel_equals_timm(name: str) -> None:
     args = [
         *arguments_of(OPS.index(name), 5).tolist(),
-        *((90.0, -1.0) if name in augment_ops.WARPS else ()),
+        *((90.0, -1.0) if name in kernel_ops.WARPS else ()),
     ]
     operations = one_layer([name] * len(args), args)
     for shape in SHAPES:
@@ -309,7 +310,7 @@ def test_comparison_detects_one_level() -> None:
 
 @pytest.mark.parametrize("layer_ops", [None, SPECS["deit"].layer_ops], ids=["any", "deit"])
 def test_augment_passes_opcheck(layer_ops: Any) -> None:
-    allowed = [augment_ops.bits_of(names) for names in layer_ops or [OPS] * 2]
+    allowed = [kernel_ops.bits_of(names) for names in layer_ops or [OPS] * 2]
     arguments = (pictures(3, 8, 8), *packed(mixed(3, 2)), list(FILL), allowed)
     torch.library.opcheck(torch.ops.fastdeit.augment.default, arguments)
 

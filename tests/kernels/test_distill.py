@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from fastdeit.kernels import backend
 from fastdeit.kernels.distill import LossParts, distill, distill_reference, mixed_cross_entropy
-from fastdeit.kernels.distill_fused import counter_of, distill_bwd_triton, distill_triton
+from fastdeit.kernels.distill_kernels.fused import counter_of, distill_bwd_triton, distill_triton
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE
 from tests.kernels.properties import HealthCheck, Phase, given, settings, st

@@ -10,8 +10,8 @@ import torch
 
 from fastdeit.kernels import backend, launch_configs
 from fastdeit.kernels.mix import mix, mix_reference
+from fastdeit.kernels.mix_kernels.pixels import mix_pixels
 from fastdeit.kernels.mix_patches import mix_patches, mix_patches_reference
-from fastdeit.kernels.mix_pixels import mix_pixels
 from fastdeit.kernels.normalise import DTYPES, MODES, Pixels, normalise_reference
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE

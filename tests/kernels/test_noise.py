@@ -14,7 +14,7 @@ import triton.language as tl
 
 from fastdeit.data.augment import noise as cpu
 from fastdeit.kernels import noise
-from fastdeit.kernels.augment_ops import EXACT
+from fastdeit.kernels.augment_kernels.ops import EXACT
 from tests.kernels.interpreter import DEVICE
 
 PIXELS = 1 << 15

@@ -23,7 +23,7 @@ from fastdeit.kernels import (  # noqa: F401  # their import registers the opera
     attention,
     augment,
     backend,
-    distill_fused,
+    distill,
     gelu,
     mix,
     mix_patches,
@@ -52,7 +52,7 @@ def kernels() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("path", sorted(KERNELS.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(KERNELS.rglob("*.py")), ids=lambda path: path.stem)
 def test_only_operators_py_registers_kernels(path: Path) -> None:
     """custom_op and its like cost the host several times as much at each call."""
     used = set()

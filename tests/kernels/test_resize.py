@@ -16,8 +16,8 @@ from PIL import Image
 from triton.runtime import interpreter
 
 from fastdeit.kernels import resize as module
-from fastdeit.kernels import resize_passes, resize_weights
 from fastdeit.kernels.resize import resize, resize_reference, resize_triton
+from fastdeit.kernels.resize_kernels import passes, weights
 from tests.kernels.interpreter import DEVICE, INTERPRETED, poisoned_memory, unchecked_overflow
 from tests.kernels.properties import HealthCheck, given, settings, st
 from tests.support.launching import ROOT
@@ -40,7 +40,7 @@ def quick_interpreter(
     if not INTERPRETED or "configured" in request.node.name:
         yield
         return
-    find_launch = resize_passes.find_launch
+    find_launch = passes.find_launch
     changes = {
         "resize_weights": {"BLOCK": 2048},
         "resize_first": {"BLOCK": 32, "BLOCK_LINES": 512},
@@ -50,7 +50,7 @@ def quick_interpreter(
     def find(op: str, *key: Any, **sizes: Any) -> dict[str, int]:
         return find_launch(op, *key, **sizes) | changes[op]
 
-    for target in (resize_passes, resize_weights):
+    for target in (passes, weights):
         monkeypatch.setattr(target, "find_launch", find)
     with unchecked_overflow():
         yield
@@ -182,7 +182,7 @@ def test_any_crop_and_window_equals_pil(
 
 def test_configured_launch_equals_pil(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks along both sides, one of which computes several blocks of lines."""
-    monkeypatch.setattr(resize_passes, "MOST_PROGRAMS", 2)
+    monkeypatch.setattr(passes, "MOST_PROGRAMS", 2)
     crops = drawn(1, 2, 40, 40)
     crops[0][0] = picture(0, 70, 50)
     equal(resize_triton(**pack(*crops), size=35), expected_of(crops, 35))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import resources
-from benchmarks.harness import Launch, Row
+from benchmarks.measuring.harness import Launch, Row
 from benchmarks.resources import SHARED_LIMIT, compare, heaviest, problems, read_all, worsened
 from fastdeit.kernels import launch_configs
 from tests.support.launching import ROOT

@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fastdeit.models.teachers.teacher import load_teacher
 from fastdeit.models.teachers.view import Preprocessing
@@ -203,6 +204,25 @@ def test_plain_weights_are_read_in_every_form(tmp_path: Path) -> None:
         assert set(found) == set(state) and all(
             torch.equal(found[name], value) for name, value in state.items()
         )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "module.blocks.0.attn.qkv.weight",
+        "_orig_mod.module.blocks.0.attn.qkv.weight",
+        "module._orig_mod.blocks.0.attn.qkv.weight",
+        "module.module.blocks.0.attn.qkv.weight",
+        "blocks.0._orig_mod.attn.qkv.weight",
+        "module.blocks.0._checkpoint_wrapped_module._orig_mod.attn.qkv.weight",
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_names_of_wrappers_are_removed(name: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    write = save_file if suffix == ".safetensors" else torch.save
+    write({name: torch.zeros(3)}, path)
+    assert list(read_weights(path)[0]) == ["blocks.0.attn.qkv.weight"]
 
 
 HEADERS = {

@@ -28,12 +28,13 @@ def test_ranks_with_different_settings_or_code_are_named(monkeypatch: pytest.Mon
 def test_code_digest_changes_with_every_python_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "kernels").mkdir()
-    for name in ("identity.py", "kernels/a.py"):
+    (tmp_path / "kernels" / "op_kernels").mkdir(parents=True)
+    for name in ("identity.py", "kernels/op_kernels/a.py"):
         (tmp_path / name).write_text("x")
     monkeypatch.setattr(fastdeit, "__file__", str(tmp_path / "__init__.py"))
     digests = set()
-    for name, text in (("kernels/a.py", "x"), ("kernels/a.py", "y"), ("b.py", "x"), ("b.txt", "x")):
+    nested = "kernels/op_kernels/a.py"
+    for name, text in ((nested, "x"), (nested, "y"), ("b.py", "x"), ("b.txt", "x")):
         (tmp_path / name).write_text(text)
         code_digest.cache_clear()
         digests.add(code_digest())

@@ -7,18 +7,13 @@ from typing import Any
 
 import pytest
 
-from fastdeit.kernels import (
-    augment,
-    augment_blur,
-    augment_tables,
-    normalise,
-    resize_passes,
-    resize_weights,
-)
+from fastdeit.kernels import augment, normalise
+from fastdeit.kernels.augment_kernels import blur, tables
 from fastdeit.kernels.backend import use_backend
+from fastdeit.kernels.resize_kernels import passes, weights
 from tests.kernels.interpreter import INTERPRETED, poisoned_memory, unchecked_overflow
 
-_MODULES = (augment, augment_blur, augment_tables, normalise, resize_passes, resize_weights)
+_MODULES = (augment, blur, tables, normalise, passes, weights)
 # each block costs the same time, whatever its size
 _LARGE = {
     "augment": {"BLOCK_PART": 1024},

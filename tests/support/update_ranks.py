@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from benchmarks.tape import TapeRecorder
+from benchmarks.measuring.tape import TapeRecorder
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.collectives import all_agree, barrier
 from fastdeit.distributed.exits import hard_exit

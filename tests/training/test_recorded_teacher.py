@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks.counting import StepCounter
+from benchmarks.measuring.counting import StepCounter
 from fastdeit.config.schema import Config
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World, init_distributed

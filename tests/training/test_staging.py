@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.counting import StepCounter
+from benchmarks.measuring.counting import StepCounter
 from fastdeit.training.staging import SLOTS, StagedFlags, StagedNumbers
 
 CPU = torch.device("cpu")

@@ -1,8 +1,8 @@
 """Ceilings for an optimizer step: launches, reads and synchronisations of its device.
 
-Counted on the CPU (benchmarks/counting.py), where forward and backward are operators of plain
-torch; the fused kernels, in the interpreter, are counted in a form of their own. Lower a ceiling
-with the change that makes it possible; raise one only with its reason.
+Counted on the CPU (benchmarks/measuring/counting.py), where forward and backward are operators of
+plain torch; the fused kernels, in the interpreter, are counted in a form of their own. Lower a
+ceiling with the change that makes it possible; raise one only with its reason.
 """
 
 import functools
@@ -21,8 +21,8 @@ from benchmarks.bench_counts import (
     device_reads,
     row_of,
 )
-from benchmarks.counting import StepCounter
-from benchmarks.trainers import TOY, make_batch, make_config, make_trainer, micro_batches
+from benchmarks.measuring.counting import StepCounter
+from benchmarks.measuring.trainers import TOY, make_batch, make_config, make_trainer, micro_batches
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.run.loop import train_step
 from fastdeit.run.state import Progress

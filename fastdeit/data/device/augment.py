@@ -1,7 +1,7 @@
 """The steps of the exact backend after the decoder, as kernels: resize, flip, operations.
 
-`Pixels` are normalised and erased while they are mixed (kernels/mix_pixels.py), or by `normalise`.
-With the same decoded pixels and draws, the bits are those of data/augment/exact.py.
+`Pixels` are normalised and erased while they are mixed (kernels/mix_kernels/pixels.py), or by
+`normalise`. With the same decoded pixels and draws, the bits are those of data/augment/exact.py.
 """
 
 from collections.abc import Sequence

@@ -25,6 +25,8 @@ from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
+from fastdeit.data.checks.pixels import find_odd_storage
+
 MAX_PIXELS = 64 * 2**20
 MAX_BYTES = 64 * 2**20
 UNREAD = "cannot be read"
@@ -129,6 +131,7 @@ def open_image(data: bytes, *, decode: bool = True) -> Image.Image | str:
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             fault = find_refusal(image) or _find_stray_bytes(image, data)
+            fault = fault or find_odd_storage(image, data)
             if decode and not fault:
                 _load(image, data)
             return fault or image

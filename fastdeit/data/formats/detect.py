@@ -62,6 +62,8 @@ def find_split(root: Path, split: str) -> SplitLocation:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; a data set is a folder with train and val")
+    if re.search(r"[{\[]", split) and (root / split).is_dir():
+        return _in_folder(root / split)
     if split.lower().endswith(LIST_SUFFIXES):
         return _found_list(root, split)
     if re.search(r"[*?{\[]", split) or _TAR.search(split):

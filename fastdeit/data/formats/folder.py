@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from fastdeit.data.formats.check import UNREAD
 from fastdeit.data.formats.file_names import EXTENSIONS, extension_fault, is_image, is_litter
-from fastdeit.data.formats.labels import UNKNOWN
+from fastdeit.data.formats.labels import UNKNOWN, compare_names
 from fastdeit.data.formats.listing import SHOWN, DataError, Listing, Stamps, iterate_names, stamp
 from fastdeit.display.text import printable
 
@@ -42,6 +42,7 @@ def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
         shown = ", ".join(map(printable, unknown[:SHOWN]))
         raise DataError(
             f"{folder}: has classes that are not among the {len(classes)} of train: {shown}"
+            f"{compare_names(unknown[0], classes)}"
         )
     stamps = stamp(root, [folder])
     loose = [os.fsencode(os.path.relpath(folder / name, root)) for name in image_files(folder)]
@@ -89,10 +90,10 @@ def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
 
 def walk_files(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
     """Yield folders and the files in each, in ImageFolder's order and without litter; links are
-    followed, but not in circles."""
+    followed, but not in circles. Raises DataError for a folder that cannot be listed."""
     found: list[tuple[bytes, list[bytes]]] = []
     above: dict[bytes, tuple[tuple[int, int], ...]] = {folder: (_identity(folder),)}
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         found.append((parent, [name for name in files if not is_litter(os.fsdecode(name))]))
         seen = above.pop(parent)
         inner = []
@@ -104,6 +105,12 @@ def walk_files(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
                 inner.append(name)
         folders[:] = inner  # the folders that os.walk goes into
     yield from sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    """Raise DataError: without it, `os.walk` would skip the folder, and its images be missing."""
+    folder = printable(os.fsdecode(error.filename))
+    raise DataError(f"{folder}: cannot be listed: {error.strerror}") from None
 
 
 def _identity(folder: bytes) -> tuple[int, int]:

@@ -7,6 +7,7 @@ were a name, all would be sorted as text, and 10 would come before 2.
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +22,7 @@ UNKNOWN = -1
 """Label of an image that has none; it has a fault too."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_WORDS_FOR_NONE = frozenset(("nan", "null", "none", "n/a", "<na>"))
+_WORDS_FOR_NONE = frozenset(("nan", "na", "null", "none", "n/a", "<na>"))
 
 Label = int | str
 Place = Callable[[int], str]
@@ -143,8 +144,24 @@ def _positions(
     few = f": {', '.join(map(printable, known))}" if len(known) <= SHOWN else ""
     raise DataError(
         f"{place(first_rows[odd])} has the label {_shown(odd)}, not one of the {len(known)} "
-        f"classes{few}"
+        f"classes{few}{compare_names(str(odd), known)}"
     )
+
+
+def compare_names(name: str, known: Sequence[str]) -> str:
+    """Return, for an error, which known class an unknown one looks like, or "": on macOS many
+    programs take letters apart from their accents (Unicode's form NFD), which no output shows."""
+    looks = _fold(name)
+    other = next((one for one in known if _fold(one) == looks), None)
+    if other is None:
+        return ""
+    if unicodedata.normalize("NFC", name) != unicodedata.normalize("NFC", other):
+        return f" (another case than '{printable(other)}')"
+    return " (the same letters as one of them in another form of Unicode: rename one)"
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def note_labels(labels: np.ndarray, classes: Sequence[str]) -> list[str]:

@@ -52,6 +52,15 @@ def png(depth: int, colour: int, rows: list[bytes], width: int) -> bytes:
     )
 
 
+def bmp(bits: int, compression: int = 0, masks: tuple[int, ...] = ()) -> bytes:
+    """Return a BMP as Pillow cannot write it; masks: of red, green and blue."""
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 53 * bits // 8 // 4 * 4 + 4), np.uint8)
+    fields = (40, 53, 37, 1, bits, compression, pixels.size, 0, 0, 0, 0)
+    header = struct.pack("<IiiHHIIiiII", *fields) + struct.pack(f"<{len(masks)}I", *masks)
+    start = 14 + len(header)
+    return struct.pack("<2sIHHI", b"BM", start + pixels.size, 0, 0, start) + header + bytes(pixels)
+
+
 def flipped(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
 
@@ -69,6 +78,8 @@ def animated(image: Image.Image, kind: str, **options: object) -> bytes:
 
 JPEG, PNG = encoded(RGB, "JPEG"), encoded(RGB, "PNG")
 WIDE = PICTURE.astype(">u2") * 257
+WIDE_ALPHA = np.dstack([WIDE, WIDE[..., :1]])
+COLOURS = chunk(b"gAMA", struct.pack(">I", 100_000)) + chunk(b"cICP", bytes([9, 16, 0, 1]))
 SCAN = JPEG.index(b"\xff\xda")
 
 TAKEN: dict[str, bytes] = {
@@ -91,11 +102,16 @@ TAKEN: dict[str, bytes] = {
     "png-16-bit-rgb": png(16, 2, [row.tobytes() for row in WIDE], 53),
     "png-exif-rotated": encoded(RGB, "PNG", exif=ROTATED),
     "png-animated": animated(RGB, "PNG"),
+    "png-16-bit-alpha": png(16, 6, [row.tobytes() for row in WIDE_ALPHA], 53),
+    "png-colour-chunks": PNG[:33] + COLOURS + PNG[33:],
+    "jpeg-padded-segments": JPEG[:2] + b"\xff\xff" + JPEG[2:],
+    "jpeg-damaged-exif": JPEG[:2] + b"\xff\xe1\0\x10Exif\0\0garbage!" + JPEG[2:],
     "webp": encoded(RGB, "WEBP"),
     "webp-alpha": encoded(RGBA, "WEBP", lossless=True),
     "webp-animated": animated(RGB, "WEBP"),
     "bmp": encoded(RGB, "BMP"),
     "bmp-palette": encoded(PALETTE, "BMP"),
+    "bmp-downwards": encoded(RGB, "BMP")[:22] + struct.pack("<i", -37) + encoded(RGB, "BMP")[26:],
     "pgm": encoded(RGB.convert("L"), "PPM"),
 }
 # what is refused, and how the message goes; DALI raises for these
@@ -111,12 +127,16 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "png-without-end": (PNG[:-12], "truncated"),
     "png-wrong-checksum": (flipped(PNG, len(PNG) - 14), "bad header checksum|broken PNG"),
     "webp-truncated": (encoded(RGB, "WEBP")[:-100], "OSError"),
+    "bmp-15-bit": (bmp(16), "BMP of 16 bits"),
+    "png-no-palette": (png(8, 3, [bytes(53)] * 37, 53), "palette PNG without a palette"),
+    "png-unknown-chunk": (PNG[:33] + chunk(b"ABCD", b"") + PNG[33:], "chunk b'ABCD'"),
     "bmp-truncated": (encoded(RGB, "BMP")[:-100], "truncated"),
 }
 # DALI decodes these to another picture than Pillow
 AMBIGUOUS: dict[str, tuple[bytes, str]] = {
     "png-16-bit-grey": (encoded(Image.fromarray(WIDE[..., 0].astype(np.uint16)), "PNG"), "16 bits"),
     "png-animated-still": (animated(RGB, "PNG", default_image=True), "still image is no frame"),
+    "ppm-small-values": (b"P6 53 37 100\n" + bytes(PICTURE // 3), "PPM whose largest value"),
     "jpeg-cmyk-no-adobe": (without_adobe(TAKEN["jpeg-cmyk"]), "Adobe"),
 }
 
@@ -150,6 +170,14 @@ def test_images_that_decoders_show_differently_are_refused(kind: str) -> None:
     assert isinstance(checked, str) and message in checked
     pillow = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
     assert np.abs(decode_by_dali(data)[0] - pillow).mean() > 20
+
+
+def test_a_bmp_whose_colours_are_rounded_otherwise_is_refused() -> None:
+    data = bmp(16, 3, (0xF800, 0x7E0, 0x1F))
+    checked = check_image(data)
+    assert isinstance(checked, str) and "BMP of 16 bits" in checked
+    pillow = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    assert 1 < np.abs(decode_by_dali(data)[0] - pillow).max() < 10
 
 
 def test_the_facts_of_an_image_are_returned() -> None:

@@ -130,6 +130,21 @@ def test_classes_without_images_are_noted() -> None:
     ]
 
 
-def test_a_class_that_seems_to_mean_no_class_is_noted() -> None:
-    (note,) = note_labels(np.array([0, 1, 1]), ("ant", "nan"))
-    assert note.startswith("'nan' is a class of 2 training images; ")
+@pytest.mark.parametrize("name", ["nan", "NA", "null"])
+def test_a_class_that_seems_to_mean_no_class_is_noted(name: str) -> None:
+    (note,) = note_labels(np.array([0, 1, 1]), ("ant", name))
+    assert note.startswith(f"'{name}' is a class of 2 training images; ")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("cafe\u0301", "classes: a, caf\u00e9 (the same letters as one of them in another form of"),
+        ("A", "classes: a, caf\u00e9 (another case than 'a')"),
+        ("b", "classes: a, caf\u00e9"),
+    ],
+)
+def test_a_class_that_only_looks_like_another_is_explained(name: str, hint: str) -> None:
+    with pytest.raises(DataError) as caught:
+        number_labels([name], ["a", "caf\u00e9"], str)
+    assert hint in str(caught.value) and ("(" in str(caught.value)) == ("(" in hint)

@@ -95,6 +95,21 @@ def test_patterns_are_expanded(root: Path, split: str) -> None:
     assert len(build_index(root, split)) == 12
 
 
+@pytest.mark.parametrize("split", ["train[1]", "train{a}", "s[0].tar", "l[0].csv"])
+def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path, split: str) -> None:
+    folder = tmp_path / "set[2]"
+    if split.endswith(".tar"):
+        write_tar(folder / split, samples(range(2)))
+    else:
+        image = folder / "train[1]" / "a" / "0.jpg"
+        image.parent.mkdir(parents=True)
+        image.write_bytes(picture(0))
+        image.parent.parent.rename(folder / (split if "train" in split else "x"))
+    if split.endswith(".csv"):
+        (folder / split).write_text("path,label\nx/a/0.jpg,0\n")
+    assert len(build_index(folder, split)) == (2 if split.endswith(".tar") else 1)
+
+
 def test_a_pattern_that_names_a_missing_shard_is_refused(root: Path) -> None:
     with pytest.raises(
         DataError,

@@ -1,11 +1,11 @@
-"""Recorded functions on a CPU, where the operators of benchmarks/tape.py stand for a CUDA graph."""
+"""Recorded functions on a CPU; operators of benchmarks/measuring/tape.py stand for a CUDA graph."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from benchmarks.tape import TapeRecorder
+from benchmarks.measuring.tape import TapeRecorder
 from fastdeit.training.graphs.graph import MOST, Graphs
 from fastdeit.training.graphs.undo import Undo
 

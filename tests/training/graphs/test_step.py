@@ -1,5 +1,5 @@
 """Steps whose parts are replayed: equal bit for bit to those that are launched, whatever changes
-between them. On a CPU tapes (benchmarks/tape.py) stand for CUDA graphs."""
+between them. On a CPU tapes (benchmarks/measuring/tape.py) stand for CUDA graphs."""
 
 import dataclasses
 from pathlib import Path
@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.counting import StepCounter
-from benchmarks.tape import TapeRecorder
-from benchmarks.trainers import make_config, micro_batches
-from benchmarks.trainers import make_trainer as make_deit
+from benchmarks.measuring.counting import StepCounter
+from benchmarks.measuring.tape import TapeRecorder
+from benchmarks.measuring.trainers import make_config, micro_batches
+from benchmarks.measuring.trainers import make_trainer as make_deit
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.models.execution.form import Execution
 from fastdeit.models.teachers.files import LoadedTeacher
@@ -193,7 +193,7 @@ def test_the_host_calls_few_operators_beside_the_graphs(world: World) -> None:
         trainer.train_step(batches)
     assert len(recorder.replayed) == 2 and counter.launches <= 26, counter.operators
     # on a CPU, mixing looks at its boxes
-    assert {place.module for place in counter.reads} <= {"fastdeit.kernels.mix_cpu"}
+    assert {place.module for place in counter.reads} <= {"fastdeit.kernels.mix_kernels.cpu"}
     assert not counter.synchronisations and counter.copies == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 import timm.optim
 import torch
 
-from benchmarks.counting import StepCounter
+from benchmarks.measuring.counting import StepCounter
 from fastdeit.checkpoint.store import load_checkpoint, save_checkpoint
 from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.optim.lamb import Lamb, lay_out

@@ -20,6 +20,8 @@ from fastdeit.data.formats.listing import SHOWN, DataError
 from fastdeit.display.text import printable
 
 SUFFIX = ".parquet"
+_IMAGES = ("image", "img", "images", "picture", "pixel_values")
+"""Names of the column that is read where several hold images."""
 _NUMBERED = re.compile(r"(.*?)(\d{5})-of-(\d{5})(.*)")
 _LABELS = ("label", "labels", "fine_label", "class", "target", "class_id")
 
@@ -56,19 +58,24 @@ def find_parquet(folder: Path, split: str = "") -> tuple[Path, ...]:
 
 
 def _refuse_missing(folder: Path, names: Sequence[str]) -> None:
-    """Raise DataError if a file of `NAME-00003-of-00294.parquet` is not there."""
-    for name in names:
-        numbered = _NUMBERED.fullmatch(name)
-        if numbered:
-            start, _, total, end = numbered.groups()
-            present = {int(found[2]) for found in map(_NUMBERED.fullmatch, names) if found}
-            absent = sorted(set(range(int(total))) - present)
-            if absent:
-                example = f"{start}{absent[0]:05d}-of-{total}{end}"
-                raise DataError(
-                    f"{folder}: {len(absent)} of {int(total)} files are missing, such as {example}"
-                )
-            return
+    """Raise DataError if a file of `NAME-00003-of-00294.parquet` is not there, or if it is there
+    twice: another version of the set holds the images again."""
+    found = [match for name in names if (match := _NUMBERED.fullmatch(name))]
+    for start in dict.fromkeys(match[1] for match in found):
+        numbered = [(int(match[3]), int(match[2])) for match in found if match[1] == start]
+        total = numbered[0][0]
+        if len({size for size, _ in numbered}) > 1 or len(set(numbered)) < len(numbered):
+            raise DataError(
+                f"{folder}: holds {start}00000-of-{total:05d} in two versions; remove one, or name "
+                "the files by a pattern (--train-split, --val-split)"
+            )
+        absent = sorted(set(range(total)) - {number for _, number in numbered})
+        if absent:
+            end = next(match[4] for match in found if match[1] == start)
+            example = f"{start}{absent[0]:05d}-of-{total:05d}{end}"
+            raise DataError(
+                f"{folder}: {len(absent)} of {total} files are missing, such as {example}"
+            )
 
 
 def holds_images(file: Path) -> bool:
@@ -121,16 +128,21 @@ def read_classes(file: Path) -> tuple[str, ...] | None:
 
 
 def _find_images(schema: pa.Schema) -> tuple[str, str] | None:
-    """Return the paths of the columns of encoded images and of their names."""
+    """Return the paths of the columns of encoded images and of their names; where several columns
+    hold images, of the one with the name of `_IMAGES`."""
+    found: dict[str, tuple[str, str]] = {}
     for column in schema:
         if pa.types.is_struct(column.type):
             inner = {field.name: field.type for field in column.type}
             if _is_bytes(inner.get("bytes")):
                 path = f"{column.name}.path" if "path" in inner else ""
-                return f"{column.name}.bytes", path
-    others = [column for column in schema if column.name not in _LABELS]
-    plain = [column.name for column in others if _is_bytes(column.type)]
-    return (plain[0], "") if len(plain) == 1 else None
+                found[column.name] = f"{column.name}.bytes", path
+    if not found:
+        others = [column for column in schema if column.name not in _LABELS]
+        found = {column.name: (column.name, "") for column in others if _is_bytes(column.type)}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    return next((found[name] for name in _IMAGES if name in found), None)
 
 
 def _is_bytes(kind: pa.DataType | None) -> bool:

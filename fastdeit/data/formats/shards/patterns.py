@@ -13,10 +13,12 @@ MAX_EXPANSION = 100_000
 
 def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
     """Return the files of a pattern below root, sorted: `{000..127}` and `{a,b}` are replaced, then
-    `*`, `?` and `[...]` matched.
+    `*`, `?` and `[...]` matched. A file of that very name is the only one.
 
     Raises DataError for a file that braces name and that does not exist, and when nothing matches.
     """
+    if (root / pattern).is_file():
+        return (root / pattern,)
     files: list[Path] = []
     for name in expand_braces(pattern):
         if re.search(r"[*?\[]", name):

@@ -62,6 +62,7 @@ class Samples:
         self._size = shard_bytes
         self._images: list[tarfile.TarInfo] = []
         self._labels: dict[str, dict[str, Label]] = {}  # by key, then by extension
+        self._unclear: set[str] = set()  # keys with two labels
         self._faults: dict[str, str] = {}
         self._others: Counter[str] = Counter()
 
@@ -100,8 +101,13 @@ class Samples:
         except (ValueError, OSError, RecursionError) as error:
             self._faults[member.name] = f"is no label: {error}"
             return
-        if label is not None:
-            self._labels.setdefault(_key(member.name), {})[extension] = label
+        if label is None:
+            return
+        key = _key(member.name)
+        first = self._labels.setdefault(key, {}).setdefault(extension, label)
+        if first != label:
+            self._unclear.add(key)
+            self._faults[member.name] = f"is there twice, with the labels {first!r} and {label!r}"
 
     def close(self, scan: Scan, end_fault: str) -> None:
         """Add everything to `scan`: a sample for each key in order, then what is no sample."""
@@ -116,6 +122,8 @@ class Samples:
             label = next((labels[name] for name in _LABEL_EXTENSIONS if name in labels), None)
             shown = printable(os.path.basename(key))
             fault = "" if labels else f"has no label: no {shown}.cls, no {shown}.json that has one"
+            if key in self._unclear:
+                fault = "has two labels: its name is there twice"
             scan.add(first.name, first.offset_data, first.size, label, fault)
             second = f"is the second image of its sample, the first is {printable(first.name)}"
             self._faults |= {member.name: second for member in others}

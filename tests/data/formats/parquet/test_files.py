@@ -71,6 +71,27 @@ def test_a_missing_file_of_a_numbered_set_is_named(tmp_path: Path) -> None:
         find_split(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["00000-of-00001", "00000-of-00002", "00001-of-00002"],
+        ["00000-of-00002-a", "00001-of-00002-a", "00000-of-00002-b", "00001-of-00002-b"],
+    ],
+)
+def test_a_set_that_is_there_in_two_versions_is_refused(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        write_table(tmp_path / f"data/train-{name}.parquet", [ROW])
+    with pytest.raises(DataError, match=r"holds train-00000-of-0000\d in two versions"):
+        find_split(tmp_path, "train")
+    assert len(find_split(tmp_path, f"data/train-{names[1]}*.parquet").paths) == 1
+
+
+def test_sets_of_several_names_and_a_hash_for_each_file_are_one_split(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00002-a", "train-00001-of-00002-b", "new-train-00000-of-00001"):
+        write_table(tmp_path / f"{name}.parquet", [ROW])
+    assert len(find_split(tmp_path, "train").paths) == 3
+
+
 def test_training_is_refused_with_the_command_that_helps(tmp_path: Path) -> None:
     write_table(tmp_path / "train.parquet", [ROW])
     with pytest.raises(DataError, match=f"fastdeit pack {tmp_path} OUTPUT --copy"):
@@ -86,6 +107,14 @@ def test_columns_are_those_that_datasets_describes(tmp_path: Path) -> None:
 def test_plain_columns_are_found_by_their_types_and_names(tmp_path: Path) -> None:
     schema = pa.schema([("jpg", pa.large_binary()), ("class", pa.string())])
     assert find_columns(tmp_path, schema) == ("jpg", "", "class", None)
+
+
+def test_the_column_called_image_is_read_where_several_hold_images(tmp_path: Path) -> None:
+    label = ("label", pa.int64())
+    masks_first = pa.schema([("mask", IMAGE), ("image", IMAGE), label])
+    assert find_columns(tmp_path, masks_first).encoded == "image.bytes"
+    with pytest.raises(DataError, match="must have a column of images"):
+        find_columns(tmp_path, pa.schema([("left", IMAGE), ("right", IMAGE), label]))
 
 
 @pytest.mark.parametrize("text", ["no json", "[]", '{"info": 3}', "[" * 100_000])

@@ -34,6 +34,13 @@ def index_of(root: Path, members: dict[str, bytes]) -> Index:
     return build_index(root, "train", bad_images="skip", again=True)
 
 
+def add_member(root: Path, name: str, data: bytes) -> None:
+    with tarfile.open(root / "train/0.tar", "a") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+
+
 def listed(index: Index) -> dict[str, str]:
     """Return the class of each image by its name in the shard."""
     names = [index.name(row).removeprefix("train/0.tar/") for row in range(len(index))]
@@ -172,3 +179,29 @@ def test_shards_without_a_usable_image_are_refused_with_the_reasons(tmp_path: Pa
     message = r"'train' holds no image that can be used\n.*a\.jpg: has no label"
     with pytest.raises(DataError, match=message):
         index_of(tmp_path, {"a.jpg": IMAGE})
+
+
+def test_an_image_whose_name_has_two_labels_is_excluded(tmp_path: Path) -> None:
+    """`tar -r` and several writers repeat names; the first image must not get the last label."""
+    index_of(tmp_path, {"a.jpg": IMAGE, "a.cls": b"0", "b.jpg": IMAGE, "b.cls": b"1"})
+    add_member(tmp_path, "a.jpg", picture(7))
+    add_member(tmp_path, "a.cls", b"1")
+    add_member(tmp_path, "b.cls", b"1")
+    index = build_index(tmp_path, "train", bad_images="skip", again=True)
+    assert listed(index) == {"b.jpg": "1"}
+    assert len(index.excluded) == 3
+    assert "a.jpg: has two labels: its name is there twice" in index.excluded[0]
+    assert "a.cls: is there twice, with the labels '0' and '1'" in " ".join(index.excluded)
+
+
+def test_a_shard_without_a_member_is_no_fault(tmp_path: Path) -> None:
+    """WebDataset's ShardWriter opens its first shard before it has a sample."""
+    index_of(tmp_path, {"a.jpg": IMAGE, "a.cls": b"0"})
+    tarfile.open(tmp_path / "train/1.tar", "w").close()
+    index = build_index(tmp_path, "train", bad_images="error", again=True)
+    assert listed(index) == {"a.jpg": "0"}
+
+
+def test_members_of_a_sample_may_lie_far_apart(tmp_path: Path) -> None:
+    members = {"a.jpg": IMAGE, "b.jpg": IMAGE, "b.cls": b"1", "a.cls": b"0"}
+    assert listed(index_of(tmp_path, members)) == {"a.jpg": "0", "b.jpg": "1"}

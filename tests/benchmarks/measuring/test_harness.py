@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import harness
+from benchmarks.measuring import harness
 
 
 def rows(path: Path) -> list[dict[str, str]]:

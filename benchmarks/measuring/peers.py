@@ -20,7 +20,7 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3, NativeScaler
 from torch import nn
 
-from benchmarks.trainers import CLASSES, STEPS_PER_EPOCH, decisions, model_sizes
+from benchmarks.measuring.trainers import CLASSES, STEPS_PER_EPOCH, decisions, model_sizes
 from fastdeit.config.schema import Config
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.kernels.mix import mix_reference

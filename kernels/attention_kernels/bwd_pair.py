@@ -1,6 +1,6 @@
 """Backward of attention by a pair of kernels, for images that one program cannot hold.
 
-The formula, the arguments and the choice of a form: attention_bwd.py. The first kernel loops over
+The formula, the arguments and the choice of a form: bwd.py. The first kernel loops over
 the keys and writes dQ and delta = rowsum(dO ∘ O); the second loops over the queries and writes dK
 and dV.
 """
@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.attention_rows import LOG2_E, load_rows, store_rows, tail
+from fastdeit.kernels.attention_kernels.rows import LOG2_E, load_rows, store_rows, tail
 from fastdeit.kernels.launch_configs import Launch, blocks_of, padded
 
 

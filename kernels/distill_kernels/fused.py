@@ -1,7 +1,7 @@
 """Fused form of `distill`: loss, both parts and both heads' gradients in one launch; no (B, K)
 target is built.
 
-One program per row and head (distill_rows.py) writes the row's part to a buffer and increments a
+One program per row and head (rows.py) writes the row's part to a buffer and increments a
 counter; the last one adds the parts in the order of the rows, so that the loss does not depend on
 the order of the programs.
 
@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.distill_rows import cross_entropy_row, decision_of_row, divergence_row
+from fastdeit.kernels.distill_kernels.rows import cross_entropy_row, decision_of_row, divergence_row
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
 from fastdeit.kernels.operators import operator
 

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.augment_ops import EXACT
+from fastdeit.kernels.augment_kernels.ops import EXACT
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
 
 BITS = 22

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.augment_ops import ROTATE, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y
+from fastdeit.kernels.augment_kernels.ops import ROTATE, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y
 
 
 def _matrix_reference(name: str, args: torch.Tensor, height: int, width: int) -> list[torch.Tensor]:

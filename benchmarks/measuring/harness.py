@@ -28,7 +28,7 @@ from torch._functorch import config as functorch_config
 
 from fastdeit.distributed.versions import find_commit
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("torch", "triton", "dali", "deepspeed")
 MEASURED = ("ms_p20", "ms_p50", "ms_p80", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
 COUNTED = ("launches", "host_ms", "waits", "idle_pct")

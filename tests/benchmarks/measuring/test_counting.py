@@ -1,4 +1,4 @@
-"""`benchmarks.counting`: which operators, copies, reads and synchronisations are counted.
+"""`benchmarks.measuring.counting`: which operators, copies, reads and synchronisations are counted.
 
 .venv/bin/python -m pytest tests/benchmarks/test_counting.py, about 4 s
 """
@@ -12,8 +12,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks import counting
-from benchmarks.counting import (
+from benchmarks.measuring import counting
+from benchmarks.measuring.counting import (
     StepCounter,
     count_synchronisations,
     count_waits,

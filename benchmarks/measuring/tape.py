@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
-from benchmarks.counting import ALLOCATIONS, COPIES, crosses, is_read
+from benchmarks.measuring.counting import ALLOCATIONS, COPIES, crosses, is_read
 from fastdeit.training.graphs.graph import Recording
 from fastdeit.training.graphs.undo import Undo
 

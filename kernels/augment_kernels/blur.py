@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.augment_ops import BLUR, EXACT, active_op, sqrt_reference
+from fastdeit.kernels.augment_kernels.ops import BLUR, EXACT, active_op, sqrt_reference
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
 
 

@@ -8,13 +8,13 @@ qkv, dqkv: (B, N, 3, H, D) contiguous; out, grad (dO): (B, N, H·D); lse: (B, H,
 and dS are rounded to qkv's dtype for their products, sums are fp32. Three forms write the same
 packed dqkv; the row "attention_bwd" of the table of launches names one:
 
-- whole (attention_bwd_whole.py): one program per image and head holds Q and dO on the chip, loops
+- whole (bwd_whole.py): one program per image and head holds Q and dO on the chip, loops
   over the keys and holds dQ in registers: every byte is moved once, in units of N·H·D elements
   3 + 2 read and 3 written per image. Up to 256 tokens; in fp32, where it would spill registers,
   16;
-- ahead (attention_bwd_whole.py): the same, and each program fetches the inputs of a later one into
+- ahead (bwd_whole.py): the same, and each program fetches the inputs of a later one into
   L2. No GPU has run it yet;
-- pair (attention_bwd_pair.py): the dQ kernel, which also writes delta (B, H, N), then the dK/dV
+- pair (bwd_pair.py): the dQ kernel, which also writes delta (B, H, N), then the dK/dV
   kernel: 7 products instead of 5, and Q, K, V and dO are read twice, mostly from L2; it needs few
   registers at any N.
 
@@ -25,8 +25,8 @@ from collections.abc import Callable
 
 import torch
 
-from fastdeit.kernels.attention_bwd_pair import launch_pair
-from fastdeit.kernels.attention_bwd_whole import launch_whole
+from fastdeit.kernels.attention_kernels.bwd_pair import launch_pair
+from fastdeit.kernels.attention_kernels.bwd_whole import launch_whole
 from fastdeit.kernels.launch_configs import find_form, find_launch
 from fastdeit.kernels.operators import operator
 

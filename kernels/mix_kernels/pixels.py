@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.augment_ops import EXACT
+from fastdeit.kernels.augment_kernels.ops import EXACT
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
-from fastdeit.kernels.mix_rows import empty_images, empty_patches, mix_block
+from fastdeit.kernels.mix_kernels.rows import empty_images, empty_patches, mix_block
 from fastdeit.kernels.normalise import MODES, Pixels, load_normalised, touches
 from fastdeit.kernels.operators import operator
 

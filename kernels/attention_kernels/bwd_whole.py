@@ -1,6 +1,6 @@
 """Backward of attention by one program for each image and head.
 
-The formula, the arguments and the choice of a form: attention_bwd.py. In the form "ahead" a program
+The formula, the arguments and the choice of a form: bwd.py. In the form "ahead" a program
 also reads, once it has its own inputs, those of the program that will follow it on the same
 multiprocessor, AHEAD numbers on: they come into L2 while this one computes. One program fills a
 multiprocessor, so no other hides its wait for memory.
@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.attention_rows import LOG2_E, load_rows, store_rows, tail
+from fastdeit.kernels.attention_kernels.rows import LOG2_E, load_rows, store_rows, tail
 from fastdeit.kernels.launch_configs import Launch, padded
 
 

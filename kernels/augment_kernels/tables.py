@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.augment_ops import (
+from fastdeit.kernels.augment_kernels.ops import (
     AUTO_CONTRAST,
     BRIGHTNESS,
     CONTRAST,

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.attention_rows import attend, load_rows, store_rows, tail
+from fastdeit.kernels.attention_kernels.rows import attend, load_rows, store_rows, tail
 from fastdeit.kernels.launch_configs import Launch, blocks_of, padded
 
 

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.attention_rows import TAIL, attend, load_rows, store_rows
+from fastdeit.kernels.attention_kernels.rows import TAIL, attend, load_rows, store_rows
 from fastdeit.kernels.launch_configs import Launch, padded
 
 MAX_RESIDENT = 256

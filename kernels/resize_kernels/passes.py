@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
-from fastdeit.kernels.resize_weights import (
+from fastdeit.kernels.resize_kernels.weights import (
     BITS,
     BOTTOM,
     COLUMNS,
