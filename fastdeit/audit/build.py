@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastdeit.audit.arguments import read_arguments
-from fastdeit.audit.checklist import UNSEEN, Audit, Finding, Findings, judge
+from fastdeit.audit.findings import UNSEEN, Audit, Finding, Findings, judge
 from fastdeit.audit.network import list_blocks, read_initial_weights, read_network
 from fastdeit.audit.samples import read_plan
 from fastdeit.audit.teacher import read_teachers

@@ -92,7 +92,8 @@ def predict_command(argv: Sequence[str]) -> int:
         options = parse_options(argv, PredictOptions, "fastdeit predict", __doc__ or "")
         paths = find_images(options.images)
         loaded = _load(options)
-        classes = name_classes(loaded.classes, int(loaded.model.num_classes))  # type: ignore[arg-type]
+        num_classes: Any = loaded.model.num_classes
+        classes = name_classes(loaded.classes, num_classes)
         entries = []
         for number, prediction in enumerate(_predict(loaded, paths, options), 1):
             entry = _describe(prediction, classes, options)
