@@ -230,7 +230,7 @@ def _find_teachers(config: Config) -> Sequence[str] | None:
 
 
 def _find_recorded_teachers(run: RunFolder) -> Sequence[str] | None:
-    """Return the names of the teachers that a run has recorded; None where it has not."""
+    """Return the names of the teachers that a run has recorded; None where it has recorded none."""
     try:
         inputs = read_json_file(run.inputs)
     except (ValueError, OSError):
