@@ -203,6 +203,21 @@ def test_a_folder_that_changed_a_moment_ago_is_listed_again(
     assert len(listed) == 2
 
 
+def test_a_folder_that_cannot_be_listed_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(place: Any) -> Any:
+        if os.fsencode(place).endswith(b"deep"):
+            raise PermissionError(13, "Permission denied", place)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="cat/deep: cannot be listed: Permission denied"):
+        build_index(folder, "train")
+
+
 def test_links_in_a_circle_are_followed_once(folder: Path) -> None:
     (folder / "train/cat/deep/up").symlink_to(folder / "train/cat")
     assert len(build_index(folder, "train")) == 4

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import logging
 import os
 import subprocess
@@ -67,6 +68,7 @@ def loader(
     rank: int = 0,
     world: int = 1,
     options: PipelineOptions = OPTIONS,
+    micro_batch: int = 0,
     **others: Any,
 ) -> TrainLoader:
     plan = Plan(PlanSpec(seed=3, input_size=SIDE, repeats=2, reprob=0.5), index.sizes)
@@ -76,7 +78,7 @@ def loader(
         plan,
         options,
         batch_size=BATCH,
-        micro_batch=share,
+        micro_batch=micro_batch or share,
         rank=rank,
         world_size=world,
         **others,
@@ -271,6 +273,23 @@ def test_image_is_recorded_with_the_step_of_its_batch(
     assert bad not in seen[1].image_index.tolist()
 
 
+def test_images_of_later_micro_batches_are_recorded_with_the_step(
+    root: Path, tmp_path: Path
+) -> None:
+    index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
+    one = loader(index, micro_batch=BATCH // 3)
+    first, second = (set(next(batches).image_index.tolist()) for batches in [one.epoch(0)] * 2)
+    one.close()
+    bad = min(second - first)
+    (root / index.name(bad)).write_bytes(b"")
+    quarantine = Quarantine(index, file=file)
+    another = loader(index, micro_batch=BATCH // 3, quarantine=quarantine)
+    batches = another.epoch(0)
+    assert bad not in [row for _ in range(2) for row in next(batches).image_index.tolist()]
+    another.close()
+    assert [(image.row, image.step) for image in read_quarantine(file, "train")] == [(bad, 0)]
+
+
 def test_quarantine_file_that_cannot_be_written_ends_no_run(root: Path, tmp_path: Path) -> None:
     index, file = build_index(root, "train"), tmp_path / "quarantine.jsonl"
     file.write_text('{"row": 3, "spl')  # cut off by a crash
@@ -424,3 +443,14 @@ def test_script_without_a_guard_is_named(tmp_path: Path) -> None:
     end = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert end.returncode == 1
     assert 'does a script call this outside of if __name__ == "__main__":?' in end.stderr
+
+
+def test_images_excluded_at_different_times_are_written_together(tmp_path: Path) -> None:
+    index: Any = LargeIndex()
+    held = Quarantine(index, file=tmp_path / "quarantine.jsonl")
+    held.exclude({1: "gone"})
+    held.exclude({2: "damaged"})
+    held.write()
+    held.write()
+    lines = (tmp_path / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [1, 2]

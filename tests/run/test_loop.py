@@ -10,7 +10,7 @@ import torch
 from fastdeit.config.schema import Config
 from fastdeit.reliability.supervisor import StopAgreed
 from fastdeit.run import loop
-from fastdeit.run.loop import StepBatches, settle, train, train_step
+from fastdeit.run.loop import StepBatches, after_step, settle, train, train_step
 from fastdeit.run.state import Progress
 from fastdeit.tracking.trackers import Trackers
 
@@ -182,3 +182,48 @@ def test_rollback_past_the_step_of_the_start_does_not_end_a_run(
 ) -> None:
     assert train_after_rollback(monkeypatch, stop_after_steps=0).step == 9
     assert train_after_rollback(monkeypatch, stop_after_steps=2).step == 6
+
+
+@pytest.mark.parametrize(("step", "is_saved"), [(3, True), (4, False), (5, True), (6, True)])
+def test_time_of_a_checkpoint_is_not_that_of_steps(
+    step: int, is_saved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(set(), max_bad_steps=0)
+    run.config = run.config.replace(checkpoint={"save_steps": 5}, health={"checksum_steps": 0})
+    run.steps_per_epoch = 3
+    run.trainer.step = step
+    run.supervisor.check = lambda: None
+    run.progress.waited_s = 9.0
+    run.progress.last_evaluated_step = 6
+    events: list[str] = []
+    run.report = SimpleNamespace(start=lambda: events.append("report"))
+    for name in ("report_saves", "log_step", "evaluate_if_due", "save_checkpoint"):
+        monkeypatch.setattr(loop, name, lambda run, name=name: events.append(name))
+    after_step(run)
+    assert ("save_checkpoint" in events) is is_saved
+    # the clock of the rate begins anew
+    assert (run.progress.clock_step == step) is (run.progress.waited_s == 0) is is_saved
+    assert ("report" in events) is (step == 6)
+    assert ("log_step" in events) is (step % 3 == 0)
+
+
+def test_image_that_an_evaluation_finds_bad_is_recorded_with_its_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = make_run(set(), max_bad_steps=0)
+    run.trainer.step = 6
+    run.trainer.state = SimpleNamespace(module=dict, ema_module=lambda: None, dtype=None)
+    run.world = SimpleNamespace(size=1)
+    run.supervisor.beat = lambda section, step: None
+    run.data.val_loader = SimpleNamespace(quarantine=SimpleNamespace(step=0))
+    monkeypatch.setattr(loop, "student_heads", lambda module: None)
+    monkeypatch.setattr(loop, "save_predictions", lambda run, recorder: None)
+    steps: list[int] = []
+
+    def evaluate(*_: Any) -> dict[str, float]:
+        steps.append(run.data.val_loader.quarantine.step)
+        return {}
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    loop.evaluate_run(run, with_teacher=False)
+    assert steps == [6]

@@ -16,12 +16,16 @@ def test_restart_forgets_everything_after_the_step() -> None:
     init_distributed()
     progress = Progress(last_evaluated_step=12, last_compared_step=14, last_saved_step=12)
     progress.meter.add(14, 0.1, torch.ones(4))
+    step: Any = None
+    progress.launched.append(step)
+    progress.waited_s = 3.0
     progress.restart(9, last_evaluated_step=6)
     assert progress.meter.read() == []
     assert progress.last_evaluated_step == 6
     assert progress.last_compared_step == -1
     assert progress.last_saved_step == 9
-    assert progress.clock_step == 9
+    assert (progress.clock_step, progress.waited_s) == (9, 0.0)
+    assert not progress.launched
 
 
 def test_rate_counts_steps_since_the_last_call(monkeypatch: pytest.MonkeyPatch) -> None:

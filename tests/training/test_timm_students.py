@@ -5,6 +5,7 @@ The step is compared with a plain torch loop, whose loss is written out in torch
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,9 +140,17 @@ def test_two_ranks_equal_a_plain_loop_over_both_shares(tmp_path: Path, world: Wo
             assert torch.equal(found["ema"][name], other["ema"][name]), name
 
 
+def assert_same_state(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
+    """Assert that two results of `TrainerState.gather` are equal bit for bit."""
+    assert one[1] == other[1] and one[0].keys() == other[0].keys() >= {"model", "ema"}
+    for stem, named in one[0].items():
+        assert all(torch.equal(value, other[0][stem][name]) for name, value in named.items()), stem
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_resumed_steps_repeat_bit_for_bit(kind: str, world: World) -> None:
-    """The weights, the batch statistics and the draws of DropPath and dropout."""
+    """The weights, the batch statistics, those of the EMA, and the draws of DropPath and
+    dropout."""
     first = build(kind, configure(), world)
     train(first, kind, 2)
     saved = copy.deepcopy(first.state.gather())
@@ -149,10 +158,10 @@ def test_resumed_steps_repeat_bit_for_bit(kind: str, world: World) -> None:
     second = build(kind, configure(), world)
     train(second, kind, 1)  # another state, which is overwritten
     second.state.load(*saved)
+    assert_same_state(second.state.gather(), saved)
     torch.rand(17)
     assert train(second, kind, 2) == expected
-    theirs = second.state.weights()
-    assert all(torch.equal(value, theirs[name]) for name, value in first.state.weights().items())
+    assert_same_state(second.state.gather(), first.state.gather())
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -90,10 +90,10 @@ def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
 
 def walk_files(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
     """Yield folders and the files in each, in ImageFolder's order and without litter; links are
-    followed, but not in circles."""
+    followed, but not in circles. Raises DataError for a folder that cannot be listed."""
     found: list[tuple[bytes, list[bytes]]] = []
     above: dict[bytes, tuple[tuple[int, int], ...]] = {folder: (_identity(folder),)}
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         found.append((parent, [name for name in files if not is_litter(os.fsdecode(name))]))
         seen = above.pop(parent)
         inner = []
@@ -105,6 +105,12 @@ def walk_files(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
                 inner.append(name)
         folders[:] = inner  # the folders that os.walk goes into
     yield from sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    """Raise DataError: without it, `os.walk` would skip the folder, and its images be missing."""
+    folder = printable(os.fsdecode(error.filename))
+    raise DataError(f"{folder}: cannot be listed: {error.strerror}") from None
 
 
 def _identity(folder: bytes) -> tuple[int, int]:

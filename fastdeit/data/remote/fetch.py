@@ -261,7 +261,9 @@ def _list_stale(listing: Listing, journal: Journal) -> list[Path]:
     names = {file.name for file in listing.files}
     base = listing.url.rstrip("/") + "/"
     entries = [entry for entry in journal.entries.values() if entry.address.startswith(base)]
-    paths = [listing.folder / entry.name for entry in entries if entry.name not in names]
+    absent = [entry for entry in entries if entry.name not in names]
+    # of a folder that has other splits too, those that were asked for are listed alone
+    paths = [listing.folder / entry.name for entry in absent if not os.path.exists(entry.address)]
     return [path for path in paths if path.exists()]
 
 

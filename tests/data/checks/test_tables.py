@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fastdeit.data.checks import tables, work
+from fastdeit.data.checks import jobs, tables, work
 from fastdeit.data.checks.facts import header_only
 from fastdeit.data.checks.work import ImageCheck
 from fastdeit.data.formats import check
@@ -164,6 +164,30 @@ def test_a_copied_table_is_not_lost_by_an_interrupt(
             build_index(copy, "train", workers=1)
     assert len(build_index(copy, "train", bad_images="skip")) == IMAGES - 1
     assert decoded == ["00.png"]
+
+
+def test_facts_that_an_interrupt_left_uncompared_are_compared_by_the_next_start(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(root, "train")
+    copy = shutil.copytree(root, tmp_path / "copy")
+    compared: list[str] = []
+    has_header = jobs.has_header
+
+    def compare(place: check.ByteRange, info: check.ImageInfo) -> bool:
+        if len(compared) == most:
+            raise Interrupted
+        compared.append(place[0])
+        return has_header(place, info)
+
+    monkeypatch.setattr(jobs, "has_header", compare)
+    monkeypatch.setattr(work, "_CHUNK", 1)
+    most = 10
+    with pytest.raises(Interrupted):
+        build_index(copy, "train", workers=1)
+    most = -1
+    build_index(copy, "train", workers=1)
+    assert len(compared) == len(set(compared)) == IMAGES
 
 
 def test_results_are_stored_now_and_then(

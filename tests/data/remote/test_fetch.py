@@ -289,3 +289,14 @@ def test_a_folder_that_cannot_be_made_is_an_error(far: FarServer, tmp_path: Path
 def test_what_is_no_url_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="URL must be s3://"):
         fetch_quietly(text, tmp_path / "out")
+
+
+def test_files_of_a_source_whose_name_begins_alike_are_not_removed(tmp_path: Path) -> None:
+    sources = [tmp_path / "data", tmp_path / "data2"]
+    for number, source in enumerate(sources):
+        source.mkdir()
+        (source / f"{number}.tar").write_bytes(make_bytes(100, number))
+        fetch_quietly(str(source), tmp_path / "out")
+    (sources[0] / "0.tar").rename(sources[0] / "new.tar")
+    fetch_quietly(str(sources[0]), tmp_path / "out", removes_stale=True)
+    assert sorted(read_folder(tmp_path / "out")) == ["1.tar", "new.tar"]

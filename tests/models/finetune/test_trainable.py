@@ -76,3 +76,11 @@ def test_a_frozen_backbone_has_no_drop_path() -> None:
 def test_frozen_weights_without_a_start_are_refused() -> None:
     with pytest.raises(ValueError, match="--trainable must be all without --finetune"):
         Config().replace(model={"trainable": "heads"})
+
+
+def test_norms_of_which_nothing_trains_are_frozen_and_those_without_weights_too() -> None:
+    plain, partial = nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3)
+    frozen, whole = nn.BatchNorm2d(3).requires_grad_(False), nn.BatchNorm2d(3)
+    partial.bias.requires_grad_(False)
+    model = nn.Sequential(plain, partial, frozen, whole)
+    assert list_frozen_norms(model) == [plain, frozen]

@@ -97,6 +97,21 @@ def test_timm_teacher_gets_its_own_preprocessing(
     assert teacher.describe_view() == line + every
 
 
+@pytest.mark.parametrize("asked", [{"mean": (0.1, 0.2, 0.3)}, {"std": (0.4, 0.4, 0.1)}])
+def test_either_of_mean_and_std_alone_may_differ(
+    asked: dict[str, Any], timm_model: nn.Module, tmp_path: Path
+) -> None:
+    own = {"mean": MEAN, "std": STD, "input_size": SIZE}
+    torch.save(timm_model.state_dict(), tmp_path / "teacher.pth")
+    teacher = load(TIMM, tmp_path / "teacher.pth", asked=own | asked)
+    images = make_images()
+    mean, std = (torch.tensor((own | asked)[key]).view(3, 1, 1) for key in ("mean", "std"))
+    pixels = images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    with torch.no_grad():
+        expected = timm_model((pixels - mean) / std)
+    torch.testing.assert_close(teacher(images), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_run_folder_gives_model_and_preprocessing(timm_model: nn.Module, tmp_path: Path) -> None:
     save_file(
         timm_model.state_dict(), tmp_path / "model.safetensors", metadata=own_metadata(TIMM, SIZE)

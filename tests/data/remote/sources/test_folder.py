@@ -91,6 +91,17 @@ def test_changed_new_and_removed_files_are_noticed(shared: Path, tmp_path: Path)
     assert not (copy / "val" / removed.name).exists()
 
 
+def test_splits_that_another_run_has_copied_stay(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = stage(shared, tmp_path)
+    shutil.copytree(shared / "train", shared / "few")
+    before = read_folder(copy)
+    fetch_folder(str(shared), ("few", "val"), str(tmp_path / "local"), alone=True)
+    assert before.items() < read_folder(copy).items()
+    assert "no longer" not in capsys.readouterr().out
+
+
 def test_copy_that_was_damaged_is_repaired(shared: Path, tmp_path: Path) -> None:
     copy = stage(shared, tmp_path)
     file = next((copy / "train").rglob("*.*"))
