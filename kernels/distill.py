@@ -192,6 +192,7 @@ def distill(
     )
     counter = None if torch.compiler.is_compiling() else counter_of(cls_logits.device)
     heads = (cls_logits, dist_logits)
-    settings = (smoothing, kind, alpha, tau, legacy)
-    parts = distill_triton(*heads, labels, lam, teacher, counter, *settings, with_grads)
+    parts = distill_triton(
+        *heads, labels, lam, teacher, counter, smoothing, kind, alpha, tau, legacy, with_grads
+    )
     return LossParts(*parts[:3])
