@@ -234,6 +234,7 @@ def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
     """
     trainer = run.trainer
     run.supervisor.beat("evaluation", trainer.step)
+    run.data.val_loader.quarantine.step = trainer.step
     if run.world.size > 1:
         distribute_bn(trainer.state.model, run.world.size, reduce=True)
     models = {"model": student_heads(trainer.state.module())}

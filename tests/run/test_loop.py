@@ -205,3 +205,25 @@ def test_time_of_a_checkpoint_is_not_that_of_steps(
     assert (run.progress.clock_step == step) is (run.progress.waited_s == 0) is is_saved
     assert ("report" in events) is (step == 6)
     assert ("log_step" in events) is (step % 3 == 0)
+
+
+def test_image_that_an_evaluation_finds_bad_is_recorded_with_its_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = make_run(set(), max_bad_steps=0)
+    run.trainer.step = 6
+    run.trainer.state = SimpleNamespace(module=dict, ema_module=lambda: None, dtype=None)
+    run.world = SimpleNamespace(size=1)
+    run.supervisor.beat = lambda section, step: None
+    run.data.val_loader = SimpleNamespace(quarantine=SimpleNamespace(step=0))
+    monkeypatch.setattr(loop, "student_heads", lambda module: None)
+    monkeypatch.setattr(loop, "save_predictions", lambda run, recorder: None)
+    steps: list[int] = []
+
+    def evaluate(*_: Any) -> dict[str, float]:
+        steps.append(run.data.val_loader.quarantine.step)
+        return {}
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    loop.evaluate_run(run, with_teacher=False)
+    assert steps == [6]

@@ -40,7 +40,8 @@ class EvalLoader:
     Rank r of W takes the rows r, r + W, ... Every rank yields the same number of batches of
     `batch_size` rows; rows that are missing, or in the quarantine, are replaced by rows labelled
     PADDING. crop_pct, interpolation, crop_mode: see `EvalCrop`. Raises ValueError, which names the
-    argument, for what the backend cannot do.
+    argument, for what the backend cannot do. Attributes: quarantine, whose `step` is set by who
+    evaluates.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class EvalLoader:
         self._batches = -(-len(index) // (batch_size * world_size))
         self._next_pass = 0
         # an empty quarantine is false
-        self._quarantine = Quarantine(index) if quarantine is None else quarantine
+        self.quarantine = Quarantine(index) if quarantine is None else quarantine
         if options.uses_kernels:
             # they have neither its filters nor its padding
             options = dataclasses.replace(options, uses_kernels=False, decoder="cpu")
@@ -76,7 +77,7 @@ class EvalLoader:
             self.plan_batch,
             lambda source: build_eval_pipeline(source, self._crop, self.options),
             take_tensor,
-            self._quarantine,
+            self.quarantine,
         )
         self._ahead = ReadAhead(self._make_batch, self.options.torch_device, options.read_ahead)
 
@@ -111,7 +112,7 @@ class EvalLoader:
         arrays."""
         place = (number % self._batches) * self._batch_size + np.arange(self._batch_size)
         rows = place * self._world_size + self._rank
-        bad = self._quarantine.rows
+        bad = self.quarantine.rows
         real = (rows < len(self._index)) & ~np.isin(rows, bad)
         # the first good image stands in for a row that is not real
         rows = np.where(real, rows, np.setdiff1d(np.arange(len(bad) + 1), bad)[0])

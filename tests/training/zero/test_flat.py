@@ -93,13 +93,18 @@ def test_weights_are_views_that_follow_the_flat_parameters(world: World) -> None
 
 
 def test_layer_decay_gives_a_flat_parameter_for_each_depth_and_decay(world: World) -> None:
-    trainer = make_trainer(configure(layer_decay=0.5), world)
+    config = configure(layer_decay=0.5)
+    trainer = make_trainer(config, world)
     depth = len(trainer.state.model.blocks)
     assert len(list(trainer.engine.module.parameters())) == 2 * (depth + 2)
     before = trainer.state.weights()
     run_steps(trainer, STEPS_PER_EPOCH)
     for name, value in trainer.state.weights().items():
         assert "bias" in name or not torch.equal(value, before[name]), name
+    # the log has the rate of the heads, which no decay lowers; the last step of the warm-up
+    low, high = config.optim.warmup_lr, config.optim.scaled_lr
+    share = (STEPS_PER_EPOCH - 1) / STEPS_PER_EPOCH
+    assert trainer.lr == pytest.approx(low + share * (high - low))
 
 
 def test_gradient_larger_than_the_bucket_gives_equal_losses(
