@@ -61,6 +61,7 @@ def parse_options(argv: Sequence[str], kind: type[Options], prog: str, descripti
     )
     for section in (options, *vars(options).values()):
         if isinstance(section, Section):
+            section.check_finite()
             section.check()
     return options
 
