@@ -17,7 +17,7 @@ import tyro
 from rich.table import Column, Table
 
 from fastdeit.audit.build import audit_settings, audit_source
-from fastdeit.audit.checklist import Audit, Status
+from fastdeit.audit.findings import Audit, Status
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.commands.flags import SourceFlags
 from fastdeit.commands.output import print_json
