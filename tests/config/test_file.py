@@ -1,5 +1,6 @@
 """Config files: read as plain values, checked by field, and older ones in today's sections."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ def parse(*argv: str) -> Config:
         ("optim: {epoch: 3}", r"a field must be one of epochs, .* \(got 'epoch'\)"),
         ("speed: {}", r"a section must be one of data, .* \(got 'speed'\)"),
         ("optim: {epochs: many}", r"epochs must be int \(got 'many'\)"),
+        ("optim: {epochs: true}", r"epochs must be int \(got True\)"),
+        ("optim: {lr: true}", r"lr must be float \(got True\)"),
+        ("data: {mean: [0.5, true, 0.5]}", r"mean must be tuple\[float, float, float\] \(got "),
         ("optim: {model_ema: 1}", r"model_ema must be bool \(got 1\)"),
         ("- 1", r"must be a mapping of sections \(got list\)"),
         ("optim: 3", "section 'optim' must be a mapping of fields"),
@@ -58,6 +62,7 @@ def test_what_is_wrong_with_a_file_is_named(text: str, message: str, tmp_path: P
         ("run: {time_limit: 2-0}", "2-0"),
         ("run: {output_dir: 2024-01-01}", "2024-01-01"),
         ("run: {output_dir: 'no'}", "no"),
+        ("run: {output_dir: ~/run}", os.path.expanduser("~/run")),
         ("run: {grad_checkpointing: on}", True),
         ("run: {grad_checkpointing: No}", False),
     ],

@@ -269,8 +269,11 @@ def _list_stale(listing: Listing, journal: Journal) -> list[Path]:
 
 def _remove_stale(listing: Listing, journal: Journal) -> None:
     """Remove the files that `note_stale` would name, and the folders that they leave empty."""
-    for path in _list_stale(listing, journal):
+    stale = _list_stale(listing, journal)
+    for path in stale:
         path.unlink()
         with contextlib.suppress(OSError):  # not empty
             for parent in path.relative_to(listing.folder).parents[:-1]:
                 (listing.folder / parent).rmdir()
+    if stale:
+        journal.forget(str(path.relative_to(listing.folder)) for path in stale)

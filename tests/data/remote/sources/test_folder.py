@@ -16,6 +16,7 @@ from fastdeit.config.parse import SettingError
 from fastdeit.data.indexing import build_index
 from fastdeit.data.remote import fetch as fetching
 from fastdeit.data.remote.addresses import find_place
+from fastdeit.data.remote.journal import is_whole
 from fastdeit.data.remote.source import FetchError, FetchStopped
 from fastdeit.data.remote.stage import fetch_folder, local_folder
 from fastdeit.storage import free_space
@@ -89,6 +90,8 @@ def test_changed_new_and_removed_files_are_noticed(shared: Path, tmp_path: Path)
     assert stage(shared, tmp_path) == copy
     assert read_folder(copy) == read_folder(shared)
     assert not (copy / "val" / removed.name).exists()
+    # a run that resumes uses it as it is
+    assert is_whole(copy, str(shared))
 
 
 def test_splits_that_another_run_has_copied_stay(
