@@ -8,21 +8,20 @@ import pytest
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 from PIL import Image
-from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
+from timm.data.auto_augment import NAME_TO_OP
 from torchvision import transforms
 from torchvision.transforms import functional
 
 from fastdeit.data.augment.native import native_window, pack_ops, rand_augment
 from fastdeit.data.augment.native_operands import pack_operands
-from fastdeit.plan.operations import OPS, RAND_AUGMENT_OPS, op_arguments
+from fastdeit.plan.operations import OPERATIONS, OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
 from tests.support.places import Distances, device_of, to_numpy
+from tests.support.timm_ops import FILL, timm_op
 
 Choices = Sequence[Sequence[str]] | None
-FILL = (124, 116, 104)
 SHAPES = {"48x32": (48, 32), "41x57": (41, 57), "224x224": (224, 224)}
-WHOLE = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
 WARPS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 # largest and mean difference in levels, on any device; None: only the mean is bounded, since a warp
 # moves edges
@@ -112,23 +111,16 @@ def run_dali(
     return run_graph(images, place, define)
 
 
-def run_pil(image: np.ndarray, name: str, arg: float) -> np.ndarray:
-    """Apply timm's operation, or torchvision's for grey."""
-    if name == "Grayscale":
-        return np.asarray(transforms.Grayscale(3)(Image.fromarray(image)))
-    arguments = [] if LEVEL_TO_ARG[name] is None else [int(arg) if name in WHOLE else float(arg)]
-    options = {"fillcolor": FILL, "resample": Image.Resampling.BICUBIC}
-    return np.asarray(NAME_TO_OP[name](Image.fromarray(image), *arguments, **options))
-
-
 def arguments_of(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return ops and args, (count, 1), over the whole range of magnitudes, both ends included."""
     magnitude = np.random.default_rng(1).uniform(0, 10, count)
     magnitude[:4] = 0, 0, 10, 10
-    ops = np.full((count, 1), OPS.index(name), np.int32)
+    number = OPS.index(name)
+    ops = np.full((count, 1), number, np.int32)
     if name not in RAND_AUGMENT_OPS:
-        # radius 2 itself, whose weights are tenths, makes ties, which no random radius does
-        return ops, (magnitude[:, None] * 0.1899 + 0.1) * (name == "GaussianBlur")
+        low, high = OPERATIONS[number].span or (0.0, 0.0)
+        # a radius of 2 itself, whose weights are tenths, makes ties, which no random radius does
+        return ops, low + (high - low) * 0.09995 * magnitude[:, None]
     return ops, op_arguments(ops, magnitude[:, None], np.arange(count)[:, None] % 2 == 1)
 
 
@@ -141,7 +133,7 @@ def test_operation_equals_pils(
     images = smooth_images(*shape, count)
     ops, args = arguments_of(name, count)
     expected = np.stack(
-        [run_pil(image, name, arg) for image, arg in zip(images, args[:, 0], strict=True)]
+        [timm_op(image, name, arg) for image, arg in zip(images, args[:, 0], strict=True)]
     )
     most, mean = TOLERANCE[name]
     distances.check(run_dali(images, ops, args, place), expected, most=most, mean=mean)
@@ -278,7 +270,7 @@ def test_closed_gate_changes_nothing(place: str) -> None:
 
 def chain(image: np.ndarray, names: list[str], args: list[float]) -> np.ndarray:
     for name, arg in zip(names, args, strict=True):
-        image = run_pil(image, name, arg)
+        image = timm_op(image, name, arg)
     return image
 
 
@@ -327,7 +319,7 @@ def test_jitters_factors_down_to_zero_equal_pils(
     images, factors = smooth_images(48, 32, 6), [0.0, 0.3137, 0.7213, 1.0, 1.2871, 2.3719]
     ops = np.full((6, 1), OPS.index(f"{name}Increasing"), np.int32)
     expected = [
-        run_pil(image, f"{name}Increasing", factor)
+        timm_op(image, f"{name}Increasing", factor)
         for image, factor in zip(images, factors, strict=True)
     ]
     distances.check(
