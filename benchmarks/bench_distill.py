@@ -12,6 +12,7 @@ and so measures the device alone. pct_of_copy counts logits read and gradients w
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,11 +135,11 @@ def chain(
 def implementations(inputs: Inputs) -> dict[str, Callable[[], torch.Tensor]]:
     """Return the implementations as calls without arguments; the reference is first."""
     arguments = (*inputs.heads, inputs.labels, inputs.lam, inputs.teacher)
-    setting = {**SETTING, "kind": inputs.kind}
+    setting: dict[str, Any] = {**SETTING, "kind": inputs.kind}
     compiled: Callable[..., LossParts] = torch.compile(distill_reference, dynamic=False)
     soft_target = SoftTargetCrossEntropy()
     runs: dict[str, Callable[[], torch.Tensor]] = {
-        "reference": lambda: distill_reference(*arguments, **setting).loss,  # type: ignore[arg-type]
+        "reference": lambda: distill_reference(*arguments, **setting).loss,
         "torch.compile": lambda: compiled(*arguments, **setting).loss,
         "deit": lambda: chain(inputs, soft_target),
         "F.cross_entropy": lambda: chain(inputs, F.cross_entropy),

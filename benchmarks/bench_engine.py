@@ -26,9 +26,7 @@ is 1.
 
 import contextlib
 import gc
-import itertools
 import math
-import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -39,8 +37,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.bench_step import GFLOP, best_backend, with_mfu
 from benchmarks.measuring import harness
-from benchmarks.measuring.counting import StepCounter, count_waits, kernel_spans, uncovered_pct
 from benchmarks.measuring.peers import TimmTrainer, no_branch_dropped
+from benchmarks.measuring.steps import (
+    Step,
+    count_on_cpu,
+    count_on_gpu,
+    find_quantiles,
+    host_ms,
+    step_times_ms,
+)
 from benchmarks.measuring.tape import TapeRecorder
 from benchmarks.measuring.trainers import CLASSES, all_kept, make_batch, make_config, make_trainer
 from fastdeit.config.schema import Config
@@ -51,14 +56,9 @@ from fastdeit.training.graphs.cuda import CudaRecorder
 from fastdeit.training.graphs.graph import Graphs
 from fastdeit.training.trainer import Trainer
 
-TIMED = 20
-"""Timed steps, after `COUNTED` steps of warm-up."""
-COUNTED = 5
-"""Steps over which launches, waits and host time are measured."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 """Relative tolerance of the first loss."""
 SHOWN = ("ms_p50", "images_per_s", "peak_mib", *harness.COUNTED)
-Step = Callable[[], torch.Tensor]
 
 
 class Case(NamedTuple):
@@ -182,69 +182,12 @@ def check_untrained(loss: float) -> None:
 def measure(step: Step, device: torch.device, images: int) -> harness.Row:
     """Return the measured and the counted columns."""
     check_untrained(step().item())
-    p20, p50, p80 = _quantiles(step_times_ms(step, device))
+    p20, p50, p80 = find_quantiles(step_times_ms(step, device))
     shown = {"ms_p20": p20, "ms_p50": p50, "ms_p80": p80, "images_per_s": 1e3 * images / p50}
     shown |= {"peak_mib": harness.peak_mib(step, device), "host_ms": host_ms(step, device)}
     counted = count_on_gpu(step) if device.type == "cuda" else count_on_cpu(step)
     empty: harness.Row = {"gbps": "", "pct_of_copy": "", "launches": "", "idle_pct": ""}
     return empty | {name: float(f"{value:.4g}") for name, value in shown.items()} | counted
-
-
-def step_times_ms(step: Step, device: torch.device) -> list[float]:
-    """Return the times between consecutive steps, after some steps of warm-up."""
-    for _ in range(COUNTED):
-        step()
-    marks = [_mark(device)]
-    for _ in range(TIMED):
-        step()
-        marks.append(_mark(device))
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) for start, end in itertools.pairwise(marks)]
-    return [1e3 * (end - start) for start, end in itertools.pairwise(marks)]
-
-
-def _mark(device: torch.device) -> Any:
-    if device.type != "cuda":
-        return time.process_time()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _quantiles(times: list[float]) -> tuple[float, float, float]:
-    p20, _, _, p80 = statistics.quantiles(times, n=5)
-    return p20, statistics.median(times), p80
-
-
-def host_ms(step: Step, device: torch.device) -> float:
-    """Return the median CPU milliseconds of a step that starts on an idle device."""
-    times = []
-    for _ in range(COUNTED):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.process_time()
-        step()
-        times.append(1e3 * (time.process_time() - start))
-    return statistics.median(times)
-
-
-def count_on_cpu(step: Step) -> harness.Row:
-    with StepCounter() as counter:
-        step()
-    return {"launches": counter.launches, "waits": counter.waits}
-
-
-def count_on_gpu(step: Step) -> harness.Row:
-    waits = count_waits(step)
-    spans = kernel_spans(step, COUNTED)
-    if not spans:  # a machine may forbid profiling
-        return {"waits": waits}
-    return {
-        "waits": waits,
-        "launches": round(len(spans) / COUNTED),
-        "idle_pct": float(f"{uncovered_pct(spans):.3g}"),
-    }
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.bench_engine import IMPLEMENTATIONS, free_memory, record, step_times_ms
+from benchmarks.bench_engine import IMPLEMENTATIONS, free_memory, record
 from benchmarks.measuring import harness
+from benchmarks.measuring.steps import step_times_ms
 from benchmarks.measuring.trainers import CLASSES, make_batch, make_config, make_trainer
 from fastdeit.data.loaders.batch import Batch
 from fastdeit.distributed.world import World, init_distributed

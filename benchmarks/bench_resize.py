@@ -149,7 +149,7 @@ def by_exact(crops: Sequence[np.ndarray], size: int) -> Callable[[], torch.Tenso
     """Return the function of --augment-backend exact on one core; None where numba is not
     installed."""
     try:
-        from fastdeit.data.augment.resize import resize
+        from fastdeit.data.augment.resize.window import resize
     except ImportError:
         print("skipped: the exact backend's function (needs numba)")
         return None

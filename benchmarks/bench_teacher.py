@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 
 from benchmarks.loaders.images import write_images
 from benchmarks.measuring import harness
+from benchmarks.measuring.look_ups import imagenet_row
 from fastdeit.commands.cache.record import Job
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
@@ -42,8 +43,7 @@ from fastdeit.models.build import build_model, precision
 from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
-from fastdeit.plan.spec import PlanSpec
-from fastdeit.teacher_cache.format import LARGEST_CHUNK, Manifest, decode, encode
+from fastdeit.teacher_cache.format import decode
 from fastdeit.teacher_cache.reader import Cache, CachedTeacher
 from fastdeit.teacher_cache.record import ChunkBatches, record_chunks
 from fastdeit.teacher_cache.writer import CacheWriter, create_cache
@@ -69,8 +69,6 @@ COLUMNS = (
 )
 """speed_pct: percent of the speed without a teacher; cpu_speed_pct: the same by CPU time;
 new_chunk_ms: a look-up that reads and verifies a chunk."""
-IMAGENET = 1_281_166
-LOOKUP = 1024
 
 
 class Counting(Cache):
@@ -259,48 +257,6 @@ def variant_row(variant: Variant, baseline: Variant) -> dict[str, str]:
         "speed_pct": f"{100 * statistics.median(speeds):.1f}",
         "cpu_speed_pct": f"{100 * statistics.median(cpu_speeds):.1f}",
     }
-
-
-def imagenet_row(folder: Path) -> dict[str, str]:
-    """Time opening a cache of ImageNet's size, and look-ups, with its written parts in the page
-    cache."""
-    samples = IMAGENET // 2 * 2
-    manifest = Manifest("hard", 1, 1000, samples, {}, {}, LARGEST_CHUNK)
-    plan = Plan(PlanSpec(), np.full((IMAGENET, 2), 256, np.int32))
-    create_cache(folder, manifest)
-    writer = CacheWriter(folder)
-    chunks = range(0, manifest.chunks, 8)
-    logits = torch.nn.functional.one_hot(torch.arange(LARGEST_CHUNK) % 1000).float()
-    for chunk in [*chunks, manifest.chunks - 1]:
-        ordinals = manifest.ordinals(chunk)
-        records = encode(logits[: len(ordinals)], manifest)
-        writer.write(299, chunk, records, plan.images(299, ordinals))
-    writer.close()
-    fresh = Plan(PlanSpec(), plan.sizes)
-    start = time.perf_counter()
-    cache = Cache(folder)
-    _look_up(cache, 0, fresh)
-    opened = time.perf_counter() - start
-    new = [_seconds(cache, chunk, fresh) for chunk in chunks[1:]]
-    in_memory = [_seconds(cache, chunks[-1], fresh) for _ in range(100)]
-    return {
-        "impl": "300 epochs of ImageNet",
-        "open_s": f"{opened:.3f}",
-        "lookup_ms": f"{1e3 * statistics.median(in_memory):.3f}",
-        "new_chunk_ms": f"{1e3 * statistics.median(new):.3f}",
-    }
-
-
-def _look_up(cache: Cache, chunk: int, plan: Plan) -> None:
-    fault = cache.look_up(299, chunk * LARGEST_CHUNK + np.arange(LOOKUP), plan.images)[1]
-    if fault is not None:
-        raise AssertionError(fault)
-
-
-def _seconds(cache: Cache, chunk: int, plan: Plan) -> float:
-    start = time.perf_counter()
-    _look_up(cache, chunk, plan)
-    return time.perf_counter() - start
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
-"""What soft distillation loses by recording the k largest logits: loss and gradient against the
-live teacher, for several k and temperatures.
+"""The error of soft distillation from the k largest logits of a recorded teacher: loss and
+gradient beside those of the live teacher, for several k and temperatures.
 
 python -m benchmarks.bench_topk [--classes 1000] [--samples 1024] [--out FOLDER] [train's flags]
 

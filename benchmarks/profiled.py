@@ -7,7 +7,7 @@ import itertools
 
 import torch
 
-from benchmarks.tune import WORKLOADS
+from benchmarks.measuring.workloads import WORKLOADS
 
 OPS = ("attention", "norm", "gelu")
 

@@ -6,6 +6,8 @@ parts, docs/api.md lists them.
 """
 
 import importlib
+import os
+import pwd
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -75,6 +77,19 @@ _PLACES = {
     "write_report": "library.training",
 }
 """Public name -> the module of this package that defines it, and its name there if it differs."""
+
+
+def _name_user() -> None:
+    """Give a process whose user id has no account, as in a container, a name and a home folder:
+    torch asks for the name when it is imported."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", f"uid-{os.getuid()}")
+        os.environ.setdefault("HOME", "/")  # as docker does; not to be written to
+
+
+_name_user()
 
 
 def __getattr__(name: str) -> Any:

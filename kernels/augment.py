@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
+from fastdeit.kernels.augment_kernels.blends import saturate, sharpen, sharpen_reference
 from fastdeit.kernels.augment_kernels.blur import blur_reference, launch_blur
 from fastdeit.kernels.augment_kernels.ops import (
     COLOR,
@@ -32,9 +33,7 @@ from fastdeit.kernels.augment_kernels.ops import (
     WARPS,
     active_op,
     bits_of,
-    blend,
     blend_reference,
-    gray,
     gray_reference,
 )
 from fastdeit.kernels.augment_kernels.tables import (
@@ -69,20 +68,6 @@ def pack_args(ops: torch.Tensor, args: torch.Tensor) -> torch.Tensor:
     return pairs
 
 
-def _sharpen_reference(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    out = images.clone()
-    wide = images.int()
-    height, width = images.shape[1:3]
-    if height > 2 and width > 2:
-        rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
-        here = wide[:, 1:-1, 1:-1]
-        total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * here
-        # total / 13 rounded: 161320 / 2²² is 1 / 26, near enough for every total
-        smooth = ((2 * total + 13) * 161320) >> 22
-        out[:, 1:-1, 1:-1] = blend_reference(smooth, here, factor.view(-1, 1, 1, 1))
-    return out
-
-
 def _operation_reference(
     name: str, images: torch.Tensor, args: torch.Tensor, fill: torch.Tensor
 ) -> torch.Tensor:
@@ -93,7 +78,7 @@ def _operation_reference(
     if name in WARPS:
         return warp_reference(name, images, args, fill)
     if name == "SharpnessIncreasing":
-        return _sharpen_reference(images, a)
+        return sharpen_reference(images, a)
     if name == "GaussianBlur":
         return blur_reference(images, a)
     factor = a if name == "ColorIncreasing" else torch.zeros_like(a)
@@ -119,36 +104,6 @@ def augment_reference(
             if allowed >> number & 1 and len(rows):
                 out[rows] = _operation_reference(name, out[rows], args[rows, layer], colour)
     return out
-
-
-@triton.jit
-def _saturate(in_ptr, out_ptr, pixel, mask, factor):
-    red = tl.load(in_ptr + pixel * 3, mask=mask, other=0).to(tl.int32)
-    green = tl.load(in_ptr + pixel * 3 + 1, mask=mask, other=0).to(tl.int32)
-    blue = tl.load(in_ptr + pixel * 3 + 2, mask=mask, other=0).to(tl.int32)
-    level = gray(red, green, blue)
-    tl.store(out_ptr + pixel * 3, blend(level, red, factor).to(tl.uint8), mask=mask)
-    tl.store(out_ptr + pixel * 3 + 1, blend(level, green, factor).to(tl.uint8), mask=mask)
-    tl.store(out_ptr + pixel * 3 + 2, blend(level, blue, factor).to(tl.uint8), mask=mask)
-
-
-@triton.jit
-def _sharpen(in_ptr, out_ptr, offs, factor, height, width):
-    """Sharpen the bytes at offs; a byte's neighbours in its channel are 3 and 3 · width away."""
-    mask = offs < height * width * 3
-    x = (offs // 3) % width
-    y = offs // (3 * width)
-    inner = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
-    here = tl.load(in_ptr + offs, mask=mask, other=0).to(tl.int32)
-    total = 4 * here
-    for row in tl.static_range(3):
-        for column in tl.static_range(3):
-            near = offs + ((row - 1) * width + (column - 1)) * 3
-            total += tl.load(in_ptr + near, mask=inner, other=0).to(tl.int32)
-    # as in the reference
-    smooth = ((2 * total + 13) * 161320) >> 22
-    level = tl.where(inner, blend(smooth, here, factor), here)
-    tl.store(out_ptr + offs, level.to(tl.uint8), mask=mask)
 
 
 @triton.jit(do_not_specialize=["layers", "layer", "allowed", "height", "width", "fill"])
@@ -194,7 +149,7 @@ def _augment_kernel(
     elif op == SHARPNESS:
         for part in range(0, 3 * BLOCK, BLOCK_PART):
             if first * 3 + part < size:
-                _sharpen(
+                sharpen(
                     in_ptr,
                     out_ptr,
                     first * 3 + part + tl.arange(0, BLOCK_PART),
@@ -207,7 +162,7 @@ def _augment_kernel(
         for part in range(0, BLOCK, BLOCK_PART):
             if first + part < height * width:
                 pixel = first + part + tl.arange(0, BLOCK_PART)
-                _saturate(in_ptr, out_ptr, pixel, pixel < height * width, factor)
+                saturate(in_ptr, out_ptr, pixel, pixel < height * width, factor)
     elif is_warp(op):
         for part in range(0, BLOCK, BLOCK_PART):
             if first + part < height * width:

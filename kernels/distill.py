@@ -181,17 +181,9 @@ def distill(
     """
     check_inputs(cls_logits, dist_logits, teacher, kind)
     if not is_fused(cls_logits):
+        inputs = (cls_logits, dist_logits, labels, lam, teacher)
         return distill_reference(
-            cls_logits,
-            dist_logits,
-            labels,
-            lam,
-            teacher,
-            smoothing=smoothing,
-            kind=kind,
-            alpha=alpha,
-            tau=tau,
-            legacy=legacy,
+            *inputs, smoothing=smoothing, kind=kind, alpha=alpha, tau=tau, legacy=legacy
         )
     if dist_logits is None and teacher is not None:
         dist_logits = cls_logits
@@ -199,18 +191,8 @@ def distill(
         head is not None and head.requires_grad for head in (cls_logits, dist_logits)
     )
     counter = None if torch.compiler.is_compiling() else counter_of(cls_logits.device)
-    loss, base, distilled, _ = distill_triton(
-        cls_logits,
-        dist_logits,
-        labels,
-        lam,
-        teacher,
-        counter,
-        smoothing,
-        kind,
-        alpha,
-        tau,
-        legacy,
-        with_grads,
+    heads = (cls_logits, dist_logits)
+    parts = distill_triton(
+        *heads, labels, lam, teacher, counter, smoothing, kind, alpha, tau, legacy, with_grads
     )
-    return LossParts(loss, base, distilled)
+    return LossParts(*parts[:3])

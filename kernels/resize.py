@@ -1,5 +1,5 @@
 """PIL's Image.resize(BICUBIC) of crops of any size, out of one buffer, with the same bits: what
-fastdeit.data.augment.resize does for a sample on the CPU.
+fastdeit.data.augment.resize.window does for a sample on the CPU.
 
 Each crop is resized to its own size, of which a window of S x S pixels remains, reflected beyond
 the edges and mirrored where the plan says so. Two passes, along the rows, then along the columns;

@@ -59,7 +59,7 @@ class Job:
 
     @property
     def batch(self) -> int:
-        """Samples of a step."""
+        """Return the samples of a step."""
         return BATCH if self.scale == 1 else min(BATCH, max(16, self.images // 20 // 16 * 16))
 
     @property
@@ -94,7 +94,7 @@ class Job:
 
     @property
     def samples(self) -> list[str]:
-        """Flags that decide the samples."""
+        """Return the flags that decide the samples."""
         shape = ["--recipe", "deit", "--aug-repeats", str(COPIES), *_STUDENT.split()]
         return ["--data-path", str(self.shards), *shape, "--distillation-type", "hard"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import isqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import Attention as TimmAttention
@@ -96,8 +96,8 @@ def record_attention(model: nn.Module) -> Iterator[AttentionRecord]:
     A model without a class token has weights, and no maps. Raises ValueError as `find_attention`.
     """
     layers = find_attention(model)
-    record = AttentionRecord(_name_tokens(model), int(model.num_prefix_tokens))  # type: ignore[arg-type]
-
+    num_prefix_tokens: Any = model.num_prefix_tokens
+    record = AttentionRecord(_name_tokens(model), num_prefix_tokens)
     handles = [
         layer.qkv.register_forward_hook(partial(record.add, number, layer.num_heads))
         for number, layer in enumerate(layers)

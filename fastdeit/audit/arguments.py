@@ -5,11 +5,10 @@ lr is scaled by then (its main.py replaces it); both count the batch of one proc
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fastdeit.audit.checklist import Finding, Findings
+from fastdeit.audit.findings import Finding, Findings
 from fastdeit.audit.network import judge_drop_path
 from fastdeit.audit.samples import read_plan, read_repeats
 from fastdeit.audit.teacher import read_teachers
@@ -160,13 +159,12 @@ def _read_samples(args: Mapping[str, Any]) -> Iterator[tuple[str, Finding]]:
 
 def _build_spec(args: Mapping[str, Any]) -> PlanSpec:
     found = {name: _number(args, name) for name in ("reprob", *_MIX)}
-    spec = PlanSpec(**{name: value for name, value in found.items() if value is not None})  # type: ignore[arg-type]
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
     if _text(args, "remode"):
         changes["remode"] = _text(args, "remode")
     if args.get("cutmix_minmax"):
         changes["cutmix_minmax"] = tuple(args["cutmix_minmax"])
-    return dataclasses.replace(spec, **changes)
+    return PlanSpec(**changes)
 
 
 def _read_operations(args: Mapping[str, Any]) -> Finding:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastdeit.audit.arguments import read_arguments
-from fastdeit.audit.checklist import UNSEEN, Audit, Finding, Findings, judge
+from fastdeit.audit.findings import UNSEEN, Audit, Finding, Findings, judge
 from fastdeit.audit.network import list_blocks, read_initial_weights, read_network
 from fastdeit.audit.samples import read_plan
 from fastdeit.audit.teacher import read_teachers
@@ -230,7 +230,7 @@ def _find_teachers(config: Config) -> Sequence[str] | None:
 
 
 def _find_recorded_teachers(run: RunFolder) -> Sequence[str] | None:
-    """Return the names of the teachers that a run has recorded; None where it has not."""
+    """Return the names of the teachers that a run has recorded; None where it has recorded none."""
     try:
         inputs = read_json_file(run.inputs)
     except (ValueError, OSError):

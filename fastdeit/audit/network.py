@@ -9,7 +9,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from fastdeit.audit.checklist import Finding, Findings
+from fastdeit.audit.findings import Finding, Findings
 from fastdeit.audit.trace import Trace, trace_network
 from fastdeit.models.sizes import WIDTHS, StateDict
 from fastdeit.models.student import Student

@@ -1,6 +1,6 @@
 """The findings on the samples, from the distributions that a plan draws from."""
 
-from fastdeit.audit.checklist import Finding, Findings
+from fastdeit.audit.findings import Finding, Findings
 from fastdeit.plan.spec import PlanSpec
 
 _WANTED = PlanSpec(repeats=3)

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from fastdeit.audit.checklist import Finding
+from fastdeit.audit.findings import Finding
 from fastdeit.models.hub import name_in_timm
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

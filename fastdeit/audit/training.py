@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastdeit.audit.checklist import Finding, Findings
+from fastdeit.audit.findings import Finding, Findings
 from fastdeit.training.losses import Criterion, DistillationLoss
 
 STEPS_PER_EPOCH = 100

@@ -7,7 +7,6 @@ the run, on every rank at the same step. Weights that are not finite are not sav
 failure.
 """
 
-import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from fastdeit.checkpoint.store import MIN_KEPT, prune_checkpoints, save_checkpoi
 from fastdeit.checkpoint.weight_files import WeightFiles
 from fastdeit.distributed.collectives import all_agree
 from fastdeit.distributed.errors import RunError
+from fastdeit.storage.free_space import find_free_bytes
 
 FAILURES_ALLOWED = 2
 """Saves in a row that may fail."""
@@ -165,10 +165,8 @@ class CheckpointWriter:
     def _check_space(self, tensors: Tensors) -> list[str]:
         """Return a warning if the disk has no room for two checkpoints."""
         size = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
-        parents = (self._folder, *self._folder.absolute().parents)
-        existing = next(folder for folder in parents if folder.is_dir())
         try:
-            free = shutil.disk_usage(existing).free
+            free = find_free_bytes(self._folder)
         except OSError:
             return []  # the save will show it
         if free >= 2 * size:

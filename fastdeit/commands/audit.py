@@ -17,7 +17,7 @@ import tyro
 from rich.table import Column, Table
 
 from fastdeit.audit.build import audit_settings, audit_source
-from fastdeit.audit.checklist import Audit, Status
+from fastdeit.audit.findings import Audit, Status
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.commands.flags import SourceFlags
 from fastdeit.commands.output import print_json
@@ -96,9 +96,10 @@ def _audit_flags(argv: Sequence[str]) -> tuple[Audit, ResultOptions]:
 def _check_subject(subject: str) -> None:
     """Raise ValueError, naming what is allowed, for no subject or the name of a recipe."""
     allowed = "given, or --recipe NAME"
-    if subject in RECIPES:
+    is_recipe = subject.replace("-", "_") in RECIPES
+    if is_recipe:
         allowed = f"a run or a checkpoint; --recipe {subject} is the recipe"
-    require_value(bool(subject) and subject not in RECIPES, "RUN|CHECKPOINT", subject, allowed)
+    require_value(bool(subject) and not is_recipe, "RUN|CHECKPOINT", subject, allowed)
 
 
 def _show(terminal: Terminal, audit: Audit) -> None:

@@ -1,11 +1,19 @@
 """Sections of flags that the commands on trained weights share."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
 from fastdeit.config.parse import Section
+
+CHECKPOINT = tyro.conf.arg(
+    metavar="CHECKPOINT",
+    help="Weights: a run folder, a file, local-dir:FOLDER, hf-hub:NAME, https://..., or a timm "
+    "model with pretrained weights.",
+)
+Checkpoint = Annotated[tyro.conf.Positional[str], CHECKPOINT]
 
 
 @dataclass(frozen=True)

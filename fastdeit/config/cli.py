@@ -13,7 +13,7 @@ import tyro
 
 from fastdeit.config.file import config_from_dict, read_config_file
 from fastdeit.config.flags import check_flags
-from fastdeit.config.options import FLAT
+from fastdeit.config.options import FLAT, make_parser
 from fastdeit.config.parse import runs_code
 from fastdeit.config.peers import explain_rate, translate_flags
 from fastdeit.config.recipes import RECIPES, find_recipe
@@ -53,10 +53,9 @@ def parse_config(
     return config, known.recipe
 
 
-def make_train_parser() -> Any:
-    """Return a parser like argparse's with every flag of `fastdeit train`, to describe them."""
-    default = _UncheckedConfig(**_sections(Config()))
-    parser = tyro.extras.get_parser(_UncheckedConfig, default=default, config=FLAT)
+def make_train_parser() -> argparse.ArgumentParser:
+    """Return a parser with every flag of `fastdeit train`, to describe them."""
+    parser = make_parser(Config)
     parser.add_argument("--recipe", help="Named starting point of the run.")
     parser.add_argument("--config", help="Settings of an earlier run, or of a file like them.")
     return parser

@@ -44,7 +44,16 @@ def _format_field(name: str, value: object, doc: str) -> Iterator[str]:
 
 
 def read_field_docs(section: type) -> dict[str, str]:
-    """Return the docstring under each field of a dataclass, by the field's name."""
+    """Return the docstring under each field of a dataclass, also of an inherited one, by the
+    field's name."""
+    docs: dict[str, str] = {}
+    for kind in reversed(section.__mro__):
+        if dataclasses.is_dataclass(kind):
+            docs |= _read_own_docs(kind)
+    return docs
+
+
+def _read_own_docs(section: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}

@@ -32,8 +32,8 @@ _PLAIN = {
     "float": r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)",
     "null": "~|null|Null|NULL|",
 }
-"""What is no text, without quotes. Of YAML 1.1, which PyYAML reads, all is missing that means
-something else in YAML 1.2: there 010 is 8, 1:30:00 is 5400, and off is false."""
+"""The values that are no text when they have no quotes. YAML 1.1, which PyYAML reads, has others,
+which YAML 1.2 reads in another way: there 010 is 8, 1:30:00 is 5400, and off is false."""
 _SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
 
 

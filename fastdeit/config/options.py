@@ -3,13 +3,16 @@
 Its sections are the groups of --help, a field's docstring is its help. Every mistake is one line.
 """
 
+import argparse
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
+from fastdeit.config.describe import read_field_docs
 from fastdeit.config.flags import (
     check_flag,
     count_values,
@@ -33,6 +36,7 @@ class _Field(NamedTuple):
     is_required: bool
     aliases: Sequence[str]
     """Other spellings of the flag, as -o."""
+    doc: str
 
 
 def parse_options(argv: Sequence[str], kind: type[Options], prog: str, description: str) -> Options:
@@ -61,14 +65,46 @@ def parse_options(argv: Sequence[str], kind: type[Options], prog: str, descripti
     return options
 
 
-def make_parser(kind: type) -> Any:
-    """Return a parser like argparse's with the flags of a frozen dataclass, to describe them."""
-    return tyro.extras.get_parser(kind, config=FLAT)
+def make_parser(kind: type) -> argparse.ArgumentParser:
+    """Return a parser with the flags and places of a frozen dataclass, and of its sections, to
+    describe them; it checks choices alone."""
+    parser = argparse.ArgumentParser(add_help=False)
+    for field in _list_fields(kind):
+        flags = [*field.aliases, name_flag(field.name)]
+        if field.type is bool:
+            flags.append(name_flag(f"no_{field.name}"))
+            parser.add_argument(*flags, action="store_true", help=field.doc)
+            continue
+        names = [field.name] if field.is_place else flags
+        choices = _list_choices(field.type) or None
+        parser.add_argument(*names, nargs=_count(field), choices=choices, help=field.doc)
+    return parser
+
+
+def _count(field: _Field) -> int | str | None:
+    """Return the number of values of a flag or place, as argparse names it."""
+    may_lack = field.is_place and not field.is_required
+    count = count_values(field.type)
+    if count is None:
+        return "*" if may_lack else "+"
+    if count == 1:
+        return "?" if may_lack else None
+    return count
+
+
+def _list_choices(kind: Any) -> list[str]:
+    """Return the words that a type names, none if it allows others."""
+    if get_origin(kind) is Literal:
+        return [str(choice) for choice in get_args(kind)]
+    if get_origin(kind) in (UnionType, Union):  # of something and None
+        return _list_choices(get_args(kind)[0])
+    return []
 
 
 def _list_fields(kind: Any) -> Iterator[_Field]:
     """Yield the flags and places of a dataclass, and of its sections."""
     hints = get_type_hints(kind, include_extras=True)
+    docs = read_field_docs(kind)
     for item in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[item.name]):
             yield from _list_fields(hints[item.name])
@@ -79,7 +115,7 @@ def _list_fields(kind: Any) -> Iterator[_Field]:
         # of `tyro.conf.arg`
         aliases = [name for remark in remarks for name in getattr(remark, "aliases", None) or ()]
         is_place = tyro.conf.Positional in remarks
-        yield _Field(item.name, kind_of, is_place, is_required, aliases)
+        yield _Field(item.name, kind_of, is_place, is_required, aliases, docs.get(item.name, ""))
 
 
 def split_options(
@@ -142,6 +178,5 @@ def _check_required(fields: Sequence[_Field], flags: Sequence[str], places: Sequ
     if not is_open and len(places) > len(taking):
         raise ValueError(f"{places[len(taking)]!r} belongs to no flag")
     for field, place in zip(taking, places, strict=False):
-        if get_origin(field.type) is Literal:
-            choices = [str(choice) for choice in get_args(field.type)]
+        if choices := _list_choices(field.type):
             require_value(place in choices, field.name.upper(), place, join_choices(choices))

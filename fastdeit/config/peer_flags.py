@@ -1,4 +1,4 @@
-"""The flags of deit's main.py and timm's train.py that fastdeit has not under the same name, and
+"""The flags of deit's main.py and timm's train.py that fastdeit lacks under the same name, and
 what each of them means here.
 
 Sources: facebookresearch/deit 7e160fe (main.py, run_with_submitit.py);

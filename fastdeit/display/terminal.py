@@ -106,8 +106,8 @@ def discard_output(stream: IO[str]) -> None:
 
 @contextlib.contextmanager
 def end_on_closed_pipe() -> Iterator[None]:
-    """Exit with code 141, as SIGPIPE ends other programs, if the block fails to print since nobody
-    reads it any more, as behind `| head`.
+    """Exit with code 141, as SIGPIPE ends other programs, if the block fails to print since the
+    reader has ended, as behind `| head`.
 
     For what libraries print, as tyro its help. A `Terminal` prints nothing more in this case, and
     the command that prints to it finishes.

@@ -241,7 +241,8 @@ def _gloo_group() -> dist.ProcessGroup:
 
 @functools.lru_cache(maxsize=1)
 def _make_gloo_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
-    """world: the default group, of which a process may start another one."""
+    """Return a Gloo group of all ranks; world: the default group, of which a process may start
+    another one."""
     # torch would take its own half hour, whatever the limits of the run are
     store: Any = dist.distributed_c10d._get_default_store()
     return dist.new_group(backend="gloo", timeout=store.timeout)

@@ -33,7 +33,7 @@ class World:
 
     @property
     def threads(self) -> int:
-        """CPU threads of this process's data pipeline: its share of the machine's cores."""
+        """Return the CPU threads of this process's data pipeline, its share of the cores."""
         return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
 

@@ -73,7 +73,7 @@ class Rank:
         return self.rows
 
     def _meet(self, limit_s: float) -> Meeting | None:
-        """Meet the other ranks, unless torch, which has the store, is broken."""
+        """Wait for the other ranks, unless torch, which has the store, is broken."""
         return None if "import torch" in self._broken else Meeting(limit_s)
 
     def _examine_together(self, meeting: Meeting, limit_s: float) -> list[Row] | None:

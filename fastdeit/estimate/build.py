@@ -212,7 +212,7 @@ def _time_run(
 
 def _count_evaluated(config: Config, data: DataSet) -> float:
     """Return how many samples a run could train on in the time of its evaluations."""
-    times = -(-config.optim.epochs // config.run.eval_epochs)
+    times = -(-config.optim.epochs // config.run.eval_epochs) + 1  # that of the results
     return times * data.val_images * (1 + config.optim.model_ema) * _FORWARD
 
 

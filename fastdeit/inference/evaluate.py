@@ -7,7 +7,7 @@ validate.py and of the evaluation inside a run, which shares the code.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -142,9 +142,9 @@ def evaluate_checkpoint(
     return done.describe()
 
 
-def _take(kind: Callable[..., Section], options: dict[str, Any]) -> Section:
+def _take(kind: type[Any], options: dict[str, Any]) -> Any:
     """Return a section made of its fields among the options, which are removed from there."""
-    names = [part.name for part in dataclasses.fields(kind) if part.name in options]  # type: ignore[arg-type]
+    names = [part.name for part in dataclasses.fields(kind) if part.name in options]
     section = kind(**{name: options.pop(name) for name in names})
     section.check()
     return section

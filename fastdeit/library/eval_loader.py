@@ -7,12 +7,14 @@ from typing import Any
 import torch
 
 from fastdeit.config.parse import require_value
+from fastdeit.config.schema import Config
 from fastdeit.config.schema.samples import DataConfig
 from fastdeit.data.build import fetch_data, find_root, pipeline_options
 from fastdeit.data.index import Index
 from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.evaluation import PADDING, EvalBatch, EvalLoader
 from fastdeit.distributed.place import find_world, follows_group, on_first_rank
+from fastdeit.distributed.world import World
 from fastdeit.library.errors import argument_errors, names_arguments
 from fastdeit.library.settings import configure
 from fastdeit.models.hub import EvalView
@@ -83,10 +85,7 @@ def create_eval_loader(
     fields |= {"mean": view.mean, "std": view.std, "input_size": view.size}
     config = configure(fields, "create_eval_loader")
     world = find_world(device, rank, world_size)
-    fetch_data(config, alone=not follows_group(world))
-    index = on_first_rank(
-        world, lambda: build_index(find_root(config), split, classes=classes, bad_images="skip")
-    )
+    index = _read_index(config, world, classes)
     batches = EvalLoader(
         index,
         pipeline_options(config, world),
@@ -99,3 +98,12 @@ def create_eval_loader(
         world_size=world.size,
     )
     return EvalImages(index, view, batches, raw)
+
+
+def _read_index(config: Config, world: World, classes: Sequence[str] | None) -> Index:
+    """Return the index of the evaluation images, fetched first if they are at a URL."""
+    fetch_data(config, alone=not follows_group(world))
+    root, split = find_root(config), config.data.val_split
+    return on_first_rank(
+        world, lambda: build_index(root, split, classes=classes, bad_images="skip")
+    )

@@ -18,7 +18,7 @@ def restore(
 
     listed: the store's files; say: called with lines for the user. The starts of the run decide
     (attempts.jsonl): if the store has more of them, or the same and a newer checkpoint, the store
-    is ahead. Raises ValueError if each has a start that the other has not, or if no checkpoint of
+    is ahead. Raises ValueError if each has a start that the other lacks, or if no checkpoint of
     the store is whole, OSError, and FetchStopped, after which the copy is behind the store, and is
     restored again.
     """
@@ -73,7 +73,7 @@ def _restore_checkpoints(
     complete: Mapping[str, Sequence[str]],
     say: Callable[[str], None],
 ) -> list[int]:
-    """Download the checkpoints that a folder has not; return the steps of those that are whole, the
+    """Download the checkpoints that a folder lacks; return the steps of those that are whole, the
     latest first. A damaged one is skipped, with a line."""
     steps = []
     for step, names in complete.items():
@@ -121,7 +121,7 @@ def _find_damage(work: Path, address: str) -> str:
 
 def _restore_files(folder: RunFolder, store: RunStore, listed: Mapping[str, int]) -> None:
     """Download the files outside of checkpoints, the list of starts last: until it is there, the
-    copy is behind, and is restored again; remove what the store has not."""
+    copy is behind, and is restored again; remove what the store lacks."""
     names = [name for name in listed if is_mirrored(folder, name)]
     for file in [each for each in folder.path.rglob("*") if each.is_file()]:
         name = file.relative_to(folder.path).as_posix()

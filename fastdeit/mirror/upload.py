@@ -38,7 +38,7 @@ class Uploader:
         self._checkpoints = dict.fromkeys(group_checkpoints(iter(names)), _LISTED)
 
     def has_new_checkpoint(self) -> bool:
-        """Return True if the run has a checkpoint that the store has not."""
+        """Return True if the run has a checkpoint that the store lacks."""
         found = list_checkpoints(self._folder.checkpoints)[:1]
         return not all(self._has(path.name) for path in found)
 

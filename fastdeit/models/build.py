@@ -12,12 +12,12 @@ from fastdeit.config.schema import Config
 from fastdeit.distributed.world import World
 from fastdeit.models.execution.compilation import check_compiler
 from fastdeit.models.execution.form import Execution
+from fastdeit.models.execution.outputs import count_heads
 from fastdeit.models.finetune.architecture import list_settings, note_normalisation
 from fastdeit.models.finetune.fit import fit_other_student
 from fastdeit.models.finetune.trainable import freeze_weights
 from fastdeit.models.hub import EvalView, describe_model, describe_weights, read_class_names
 from fastdeit.models.network import WeightFile, build_network, read_weight_file
-from fastdeit.models.outputs import count_heads
 from fastdeit.models.sizes import SIZES, has_qkv_bias, suggest_names
 from fastdeit.models.sources import find_weights
 from fastdeit.models.student import Student, build_student

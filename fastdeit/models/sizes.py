@@ -165,9 +165,14 @@ def check_sizes(
     image_size: int, patch_size: int, embed_dim: int, num_heads: int, drop_path: float
 ) -> None:
     """Raise ValueError for sizes of a student that do not divide, or a rate that is none."""
-    if image_size % patch_size:
-        raise ValueError(f"image_size must be a multiple of {patch_size} (got {image_size})")
+    check_patches(image_size, patch_size)
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim must be a multiple of {num_heads} heads (got {embed_dim})")
     if not 0 <= drop_path < 1:
         raise ValueError(f"drop_path must be 0 or more, below 1 (got {drop_path})")
+
+
+def check_patches(image_size: int, patch_size: int) -> None:
+    """Raise ValueError unless patches fill an image; sides in pixels."""
+    if image_size % patch_size:
+        raise ValueError(f"image_size must be a multiple of {patch_size} (got {image_size})")

@@ -143,7 +143,7 @@ def _find_pretrained(name: str) -> Repository | str:
 
 
 def name_revision(source: str | Path) -> str:
-    """Return what names the located file of a source for good: a repository with its revision."""
+    """Return the permanent name of a source's located file: a repository with its revision."""
     remote = find_remote(source)
     found = _SNAPSHOT.search(str(locate_weights(source)))
     if isinstance(remote, Repository) and found:
@@ -185,7 +185,7 @@ def _download_weights(repository: Repository) -> Path:
 
 @contextlib.contextmanager
 def _absence_allowed() -> Iterator[None]:
-    """Suppress the error of a file that a repository has not; a network that fails is an error."""
+    """Suppress the error of a file that a repository lacks; a network that fails is an error."""
     try:
         yield
     except LocalEntryNotFoundError:

@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import resample_abs_pos_embed
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,16 +23,16 @@ from fastdeit.kernels.norm import norm
 from fastdeit.models.blocks import (
     NORM_EPS,
     Block,
-    PatchEmbed,
     add_branch,
     scale_branches,
     spread_drop_path,
 )
+from fastdeit.models.embedding import TokenEmbedding
 from fastdeit.models.initialisation import initialise_student
 from fastdeit.models.sizes import SIZES, check_sizes
 
 
-class Student(nn.Module):
+class Student(TokenEmbedding):
     """DeiT: normalised images (B, 3, H, W) → logits (B, K); in training the logits of both heads.
 
     drop_path_rates: the rate of each block, from 0 linearly to drop_path (or drop_path everywhere
@@ -64,28 +63,14 @@ class Student(nn.Module):
         reg_tokens: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         check_sizes(image_size, patch_size, embed_dim, num_heads, drop_path)
-        self.image_size = image_size
-        self.patch_size = patch_size
+        super().__init__(embed_dim, image_size, patch_size, distilled, no_embed_class, reg_tokens)
         self.num_classes = num_classes
-        self.embed_dim = embed_dim
         self.num_features = embed_dim
         self.head_hidden_size = embed_dim
         self.num_heads = num_heads
-        self.distilled = distilled
-        self.grid_size = image_size // patch_size
         self.init_values = init_values
-        self.no_embed_class = no_embed_class
-        self.num_reg_tokens = reg_tokens
-        self.num_head_tokens = 2 if distilled else 1
-        """Tokens that a head reads: the first ones."""
-        self.num_prefix_tokens = self.num_head_tokens + reg_tokens
-        self.num_prefix_positions = 0 if no_embed_class else self.num_prefix_tokens
-        """Of the position embedding, before those of the patches."""
         self.drop_path_rates = spread_drop_path(drop_path, depth, constant_drop_path)
-        self._add_tokens()
-        self.patch_embed = PatchEmbed(patch_size, embed_dim)
         sizes = (embed_dim, num_heads, int(embed_dim * mlp_ratio), qkv_bias, init_values)
         self.blocks = nn.ModuleList(Block(*sizes) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
@@ -95,17 +80,6 @@ class Student(nn.Module):
         self.pretrained_cfg = self._describe()
         self._seed = seed
         initialise_student(self, seed)
-
-    def _add_tokens(self) -> None:
-        """Add the special tokens and the position embedding, still without values."""
-        width = self.embed_dim
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        if self.distilled:
-            self.dist_token = nn.Parameter(torch.empty(1, 1, width))
-        if self.num_reg_tokens:
-            self.reg_token = nn.Parameter(torch.empty(1, self.num_reg_tokens, width))
-        num_positions = self.num_prefix_positions + self.grid_size**2
-        self.pos_embed = nn.Parameter(torch.empty(1, num_positions, width))
 
     def _describe(self) -> dict[str, Any]:
         """Return what timm has beside a model: input, preprocessing, names of its ends."""
@@ -125,22 +99,10 @@ class Student(nn.Module):
         """Return the parameters with several dimensions that have no weight decay."""
         return {"pos_embed", "cls_token", "dist_token", "reg_token"}
 
-    @torch.no_grad()
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Resize the position embedding in place, by timm's filter, for images of another size.
-
-        img_size: the side in pixels, or height and width, which are equal. Raises ValueError unless
-        it is a multiple of the patch size.
-        """
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        if height != width:
-            raise ValueError(f"img_size must be that of a square (got {height} x {width})")
-        check_sizes(height, self.patch_size, self.embed_dim, self.num_heads, 0.0)
-        grid = height // self.patch_size
-        self.pos_embed = nn.Parameter(self._resample(grid, grid), self.pos_embed.requires_grad)
-        self.image_size = height
-        self.grid_size = grid
-        self.pretrained_cfg["input_size"] = (3, height, height)
+        """Resize the position embedding in place, and name the new size in pretrained_cfg."""
+        super().set_input_size(img_size)
+        self.pretrained_cfg["input_size"] = (3, self.image_size, self.image_size)
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """Return the head, or both heads, as timm does."""
@@ -249,7 +211,7 @@ class Student(nn.Module):
         last = len(numbers) if indices is None else indices
         taken = numbers[-last:] if isinstance(last, int) else [numbers[place] for place in last]
         scales = self._branch_scales(None, images.shape[0])
-        x = self._embed(images)
+        x = self.embed(images)
         y = _normalise(x, self._norm_before(0))
         found: list[Any] = []
         for number in numbers:
@@ -275,7 +237,7 @@ class Student(nn.Module):
         The last block computes the other tokens no further than its attention.
         """
         scales = self._branch_scales(keep, images.shape[0])
-        x = self._embed(images)
+        x = self.embed(images)
         y = _normalise(x, self._norm_before(0))
         for number in range(len(self.blocks)):
             is_last = number == len(self.blocks) - 1
@@ -312,41 +274,6 @@ class Student(nn.Module):
         is_end = number == len(self.blocks)
         return self.norm if is_end else cast(Block, self.blocks[number]).norm1
 
-    def _embed(self, images: torch.Tensor) -> torch.Tensor:
-        positions = self._positions(images)
-        patches = self.patch_embed(images)
-        tokens: list[torch.Tensor] = [self.cls_token]
-        if self.distilled:
-            tokens.append(self.dist_token)
-        if self.num_reg_tokens:
-            tokens.append(self.reg_token)
-        prefix = torch.cat(tokens, dim=1).expand(patches.shape[0], -1, -1)
-        if self.no_embed_class:
-            return torch.cat([prefix, patches + positions], dim=1)  # (B, N, D)
-        return torch.cat([prefix, patches], dim=1) + positions
-
-    def _positions(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the position embedding, in evaluation resized for images of another size."""
-        height, width = images.shape[-2:]
-        if images.ndim == 3:
-            patches = (self.grid_size**2, 3 * self.patch_size**2)
-            if (height, width) != patches:
-                rule = f"must be {patches[0]} patches of {patches[1]} values"
-                raise ValueError(f"images {rule} (got {(height, width)})")
-            return self.pos_embed
-        if (height, width) == (self.image_size, self.image_size):
-            return self.pos_embed
-        if self.training or height % self.patch_size or width % self.patch_size:
-            rule = f"{self.image_size} px a side, in evaluation also multiples of {self.patch_size}"
-            raise ValueError(f"images must be {rule} (got {(height, width)})")
-        return self._resample(height // self.patch_size, width // self.patch_size)
-
-    def _resample(self, height: int, width: int) -> torch.Tensor:
-        """Return the position embedding for a grid of patches."""
-        return resample_abs_pos_embed(
-            self.pos_embed, [height, width], num_prefix_tokens=self.num_prefix_positions
-        )
-
     def _branch_scales(self, keep: torch.Tensor | None, batch: int) -> torch.Tensor | None:
         """Return each branch's factor per sample, (depth, 2, B) fp32; None: all are 1."""
         if keep is None and not (self.training and any(self.drop_path_rates)):
@@ -366,4 +293,5 @@ def build_student(name: str, *, num_classes: int, **overrides: object) -> Studen
     """
     if name not in SIZES:
         raise ValueError(f"the student must be one of {', '.join(SIZES)} (got {name!r})")
-    return Student(**{**SIZES[name]._asdict(), "num_classes": num_classes, **overrides})  # type: ignore[arg-type]
+    settings: dict[str, Any] = {**SIZES[name]._asdict(), "num_classes": num_classes, **overrides}
+    return Student(**settings)

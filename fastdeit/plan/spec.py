@@ -78,8 +78,8 @@ class PlanSpec(Section):
 
     @property
     def layer_ops(self) -> tuple[tuple[str, ...], ...]:
-        """For each layer of operations, the names out of `OPS` that it is drawn from: RandAugment's
-        layers, or 3-Augment's one; then the colour jitter's three."""
+        """Return, for each layer of operations, the names out of `OPS` that it is drawn from:
+        RandAugment's layers, or 3-Augment's one; then the colour jitter's three."""
         layers: list[tuple[str, ...]] = [RAND_AUGMENT_OPS] * self.ra_layers
         if self.three_augment:
             layers += [THREE_OPS]
@@ -89,7 +89,7 @@ class PlanSpec(Section):
 
     @property
     def layers(self) -> int:
-        """Operations that a sample goes through."""
+        """Return the operations that a sample goes through."""
         return len(self.layer_ops)
 
     @property

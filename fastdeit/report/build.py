@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fastdeit.audit.checklist import Audit
+from fastdeit.audit.findings import Audit
 from fastdeit.config.parse import require_value
 from fastdeit.display.terminal import note_failure
 from fastdeit.report.differences import compare_runs

@@ -150,14 +150,17 @@ def build_run(
         progress=Progress(),
         utilisation=training.utilisation,
     )
-    damaged = [*_list_damaged(data.train_index), *_list_damaged(data.val_index)]
-    labels = [*data.train_index.notes, *data.val_index.notes]
-    return run, [
-        *training.notes,
-        *_note_weights(config),
-        *labels,
-        *damaged,
-        *note_limits(world),
+    return run, [*training.notes, *_list_notes(run)]
+
+
+def _list_notes(run: Run) -> list[str]:
+    """Return notes on the weights, the data, the machine and the report of a run."""
+    indexes = (run.data.train_index, run.data.val_index)
+    return [
+        *_note_weights(run.config),
+        *(note for index in indexes for note in index.notes),
+        *(note for index in indexes for note in _list_damaged(index)),
+        *note_limits(run.world),
         *([run.report.missing] if run.report.missing else []),
     ]
 

@@ -171,6 +171,7 @@ def _call_within(limit_s: float, call: Callable[[], None]) -> None:
     def work() -> None:
         try:
             call()
+        # raised below, outside of the thread
         except Exception as error:
             errors.append(error)
 

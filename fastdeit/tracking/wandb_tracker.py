@@ -132,7 +132,7 @@ class _Child:
             raise RuntimeError(self._read_error())
 
     def send(self, event: str, **fields: Any) -> None:
-        """Hand over an event. Raises RuntimeError with what the child has said if it has ended."""
+        """Send an event. Raises RuntimeError, with the output of the child, if it has ended."""
         line = json.dumps(to_strict_json({"event": event, **fields})) + "\n"
         assert self._process.stdin is not None
         try:

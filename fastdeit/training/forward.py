@@ -115,11 +115,8 @@ class MicroLoss:
         return self.criterion(outputs, labels, lam, teacher_output)
 
     def with_tensors(self, tensors: tuple[torch.Tensor | None, ...]) -> "MicroLoss":
+        """Return the same function of other tensors."""
         return dataclasses.replace(self, tensors=tensors)
-
-    def is_like(self, other: "MicroLoss") -> bool:
-        """Return True if both are the same function, maybe of other tensors."""
-        return self.forward is other.forward and self.criterion is other.criterion
 
 
 def _repeat(inputs: torch.Tensor, copies: int) -> torch.Tensor:

@@ -60,7 +60,7 @@ class TrainerState:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Training precision: the dtype of activations."""
+        """Return the training precision: the dtype of activations."""
         return next(self.eval_model.parameters()).dtype
 
     def buffers(self) -> Tensors:
@@ -70,8 +70,8 @@ class TrainerState:
 
     @property
     def skipped(self) -> int:
-        """Steps so far that changed nothing: the optimizer counts the others, on the device; waits
-        for it."""
+        """Return the steps so far that changed nothing: the optimizer counts the others, on the
+        device; waits for it."""
         return self.step - self.partitions.count_applied()
 
     def prepare_step(self) -> None:

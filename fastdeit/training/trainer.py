@@ -90,7 +90,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Number of the next step."""
+        """Return the number of the next step."""
         return self.state.step
 
     @property
@@ -101,7 +101,7 @@ class Trainer:
 
     @property
     def micro_steps(self) -> list[MicroStep]:
-        """Micro-batches of the last step that was trained."""
+        """Return the micro-batches of the last step that was trained."""
         return self.last.micro_steps
 
     @property
@@ -249,7 +249,7 @@ class StepStatistics(NamedTuple):
 
     @property
     def applied(self) -> bool:
-        """False if the step was skipped, as its loss or gradient was not finite."""
+        """Return False if the step was skipped, as its loss or gradient was not finite."""
         return math.isfinite(self.values[STATISTICS.index("grad_norm")])
 
 

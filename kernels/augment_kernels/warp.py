@@ -112,12 +112,12 @@ def _rotate(in_ptr, out_ptr, pixel, mask, a, b, fill, height, width):
     v = (-b * x + a * y) + (-b * -centre_x + a * -centre_y + 0.0 + centre_y)
     inside = mask & (u >= 0) & (u < width) & (v >= 0) & (v < height)
     p, q, r, s, across = _four_near(tl.where(inside, u, 0.5) - 0.5, width - 1, 3)
-    i, j, k, l, down = _four_near(tl.where(inside, v, 0.5) - 0.5, height - 1, 3 * width)  # noqa: E741
+    i, j, k, m, down = _four_near(tl.where(inside, v, 0.5) - 0.5, height - 1, 3 * width)
     for channel in tl.static_range(3):
         above = _cubic_of_line(in_ptr + i + channel, p, q, r, s, inside, across)
         here = _cubic_of_line(in_ptr + j + channel, p, q, r, s, inside, across)
         below = _cubic_of_line(in_ptr + k + channel, p, q, r, s, inside, across)
-        last = _cubic_of_line(in_ptr + l + channel, p, q, r, s, inside, across)
+        last = _cubic_of_line(in_ptr + m + channel, p, q, r, s, inside, across)
         level = _cubic(above, here, below, last, down)
         _store(out_ptr + pixel * 3 + channel, level, inside, (fill >> (8 * channel)) & 255, mask)
 

@@ -35,6 +35,23 @@ def _mean(rows_ptr, batch, BLOCK_ROWS: tl.constexpr):
 
 
 @triton.jit
+def _is_last(counter_ptr):
+    """Count this program; return True in the last one, which sees what all others wrote."""
+    done = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    return done == tl.num_programs(0) * tl.num_programs(1) - 1
+
+
+@triton.jit
+def _load_decision(teacher_ptr, row, K: tl.constexpr, IS_ID: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the teacher's class of a row, read or found among its logits."""
+    if IS_ID:
+        decision = tl.load(teacher_ptr + row).to(tl.int64)
+    else:
+        decision = decision_of_row(teacher_ptr + row * K, K, BLOCK)
+    return decision
+
+
+@triton.jit
 def _distill_fwd_kernel(
     cls_ptr,
     dist_ptr,
@@ -87,11 +104,7 @@ def _distill_fwd_kernel(
         )
         tl.store(rows_ptr + row, part)
     elif HARD:
-        decision = (
-            tl.load(teacher_ptr + row).to(tl.int64)
-            if TEACHER_IDS
-            else decision_of_row(teacher_ptr + row * K, K, BLOCK)
-        )
+        decision = _load_decision(teacher_ptr, row, K, TEACHER_IDS, BLOCK)
         logits_ptr = dist_ptr + row * K
         grad_ptr = grads_ptr + (batch + row) * K
         part = cross_entropy_row(
@@ -124,8 +137,7 @@ def _distill_fwd_kernel(
         tl.store(rows_ptr + batch + row, part)
 
     tl.debug_barrier()  # the part is written before the program is counted
-    done = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
-    if done == tl.num_programs(0) * tl.num_programs(1) - 1:
+    if _is_last(counter_ptr):
         base = _mean(rows_ptr, batch, BLOCK_ROWS)
         distilled = 0.0
         if HARD or SOFT:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from fastdeit.audit.arguments import read_arguments
 from fastdeit.audit.build import audit_run, audit_settings, audit_source
-from fastdeit.audit.checklist import Audit, Row
+from fastdeit.audit.findings import Audit, Row
 from fastdeit.config.schema import Config
 from fastdeit.models.student import build_student
 from fastdeit.storage.run_folder import RunFolder

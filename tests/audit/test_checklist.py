@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fastdeit.audit.build import audit_settings
-from fastdeit.audit.checklist import CHECKLIST, Audit
+from fastdeit.audit.checklist import CHECKLIST
+from fastdeit.audit.findings import Audit
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 

@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
 
-from fastdeit.audit.checklist import Finding
+from fastdeit.audit.findings import Finding
 from fastdeit.audit.network import judge_drop_path, read_network
 from fastdeit.audit.teacher import find_family, read_teachers
 from fastdeit.kernels.norm import norm

@@ -7,7 +7,7 @@ import torch
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from torch import nn
 
-from fastdeit.audit.checklist import Finding, Findings
+from fastdeit.audit.findings import Finding, Findings
 from fastdeit.audit.network import read_initial_weights
 from fastdeit.audit.training import (
     STEPS_PER_EPOCH,

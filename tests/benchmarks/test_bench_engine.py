@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import bench_engine
 from benchmarks.bench_engine import CASES, IMPLEMENTATIONS, Case, check_loss, check_untrained
-from benchmarks.measuring import harness
+from benchmarks.measuring import harness, steps
 from benchmarks.measuring.peers import TimmTrainer, no_branch_dropped
 from benchmarks.measuring.trainers import all_kept, make_config, make_trainer, micro_batches
 from fastdeit.config.schema import Config
@@ -125,7 +125,7 @@ def test_gpu_columns_are_filled(
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**20)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(bench_engine, "kernel_spans", lambda step, steps: spans)
+    monkeypatch.setattr(steps, "kernel_spans", lambda step, steps: spans)
 
     def step() -> torch.Tensor:
         torch.cuda.synchronize()

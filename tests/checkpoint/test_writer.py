@@ -15,6 +15,7 @@ from fastdeit.checkpoint.store import list_checkpoints, load_checkpoint, save_ch
 from fastdeit.checkpoint.weight_files import WeightFiles
 from fastdeit.checkpoint.writer import CheckpointError, CheckpointWriter
 from fastdeit.distributed.world import init_distributed
+from fastdeit.storage import free_space
 from fastdeit.storage.run_folder import RunFolder
 
 TENSORS = {"model": {"a": torch.arange(6.0)}}
@@ -213,10 +214,8 @@ def test_other_errors_are_not_caught(writer: CheckpointWriter) -> None:
 def test_little_room_is_reported(
     writer: CheckpointWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = checkpoint_writer.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        checkpoint_writer.shutil, "disk_usage", lambda _: usage._replace(free=3 << 20)
-    )
+    usage = free_space.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(free_space.shutil, "disk_usage", lambda _: usage._replace(free=3 << 20))
     save(writer, 1, {"model": {"a": torch.zeros(1 << 19)}})
     writer.wait()
     assert "3 MiB free, a checkpoint takes 2 MiB" in writer.take_warnings()[0]

@@ -58,6 +58,7 @@ def test_weights_that_only_lack_their_training_are_no_failure(
     [
         ("", "RUN|CHECKPOINT must be given, or --recipe NAME"),
         ("deit", "--recipe deit is the recipe (got 'deit')"),
+        ("deit-paper", "--recipe deit-paper is the recipe (got 'deit-paper')"),
         ("nothing.pth", "no checkpoint at nothing.pth"),
         ("--recipe nothing", "--recipe must be one of deit, deit_paper"),
         ("runs/x --recipe deit", "'runs/x' belongs to no flag"),

@@ -63,13 +63,13 @@ def test_the_settings_are_json_too(capsys: Captured) -> None:
     assert described["settings"] == RECIPES["digits"]().to_dict()
 
 
-@pytest.mark.parametrize("name", ["deit_paper", "deit3", "digits_48"])
+@pytest.mark.parametrize("name", ["deit-paper", "deit3", "digits_48"])
 def test_the_flags_of_a_difference_lead_from_one_to_the_other(name: str, capsys: Captured) -> None:
     assert recipes_command(["diff", "deit", name, "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
     flags = [word for row in described["differences"] for word in shlex.split(row["flag"])]
     config, _ = parse_config(flags, "test")
-    assert config.replace(run={"output_dir": ""}) == RECIPES[name]()
+    assert config.replace(run={"output_dir": ""}) == RECIPES[name.replace("-", "_")]()
     assert described["plans"][0].startswith("repeat(2)|resized_crop(0.08-1)")
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 import tyro
 
-from fastdeit.config.options import parse_options
+from fastdeit.config.options import make_parser, parse_options
 from fastdeit.config.parse import Section
 
 
@@ -36,6 +36,29 @@ class Look:
 
 def parse(*argv: str) -> Look:
     return parse_options(argv, Look, "fastdeit look", "Look.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Glance(Look):
+    form: Literal["long", "short"] | None = None
+    """Its length."""
+    beside: tyro.conf.Positional[str] = ""
+    """Another image."""
+
+
+def test_parser_describes_inherited_flags_sections_and_places() -> None:
+    found = {action.dest: action for action in make_parser(Glance)._actions}
+    counts = {"images": "+", "checkpoint": None, "batch_size": None, "mean": 3, "json": 0}
+    assert {name: found[name].nargs for name in counts} == counts
+    assert found["beside"].nargs == "?" and not found["beside"].option_strings
+    assert found["json"].option_strings == ["--json", "--no-json"]
+    words = {name: action.choices for name, action in found.items() if action.choices}
+    assert words == {"kind": ["a", "b"], "form": ["long", "short"]}
+    assert [found[name].help for name in ("images", "mean", "form")] == [
+        "Images.",
+        "Mean of each channel.",
+        "Its length.",
+    ]
 
 
 def test_places_may_stand_between_flags() -> None:

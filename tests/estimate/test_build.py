@@ -20,6 +20,7 @@ from fastdeit.estimate.gpus import GPUS, find_gpu
 from fastdeit.estimate.lines import Estimate
 from fastdeit.estimate.outputs import count_cache_bytes
 from fastdeit.estimate.roofline import H100
+from fastdeit.estimate.samples import IMAGENET
 from fastdeit.library.training import estimate_run
 from tests.support.cache_runs import FILES, Setting
 from tests.support.launching import ROOT
@@ -146,6 +147,15 @@ def test_a_reduction_during_the_backward_pass_hides_a_part_of_the_links() -> Non
         for when in ("off", "auto")
     )
     assert hidden < 0.9 * after
+
+
+@pytest.mark.parametrize(("every", "times"), [(1, 21), (20, 2), (7, 4)])
+def test_evaluations_are_those_of_the_run_and_that_of_its_results(every: int, times: int) -> None:
+    config = SMALL.replace(optim={"epochs": 20, "model_ema": False}, run={"eval_epochs": every})
+    # a forward pass is a third of the work of training
+    assert build._count_evaluated(config, IMAGENET) == pytest.approx(times * 50_000 / 3)
+    with_ema = config.replace(optim={"model_ema": True})
+    assert build._count_evaluated(with_ema, IMAGENET) == pytest.approx(2 * times * 50_000 / 3)
 
 
 QUICK = ("transfer",)

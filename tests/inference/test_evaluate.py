@@ -4,6 +4,7 @@ does not match is refused."""
 import csv
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ from timm.data import ImageNetInfo, create_dataset, create_loader
 from timm.utils import accuracy
 from torch import nn
 
+from fastdeit.data.build import build_eval_index
 from fastdeit.data.loaders.evaluation import EvalBatch
+from fastdeit.distributed.world import World
 from fastdeit.inference import evaluate as evaluation
-from fastdeit.inference.evaluate import evaluate_checkpoint
+from fastdeit.inference.evaluate import ReadOptions, evaluate_checkpoint
 from fastdeit.inference.scores import Recorder
+from fastdeit.models.hub import EvalView
 from fastdeit.training.evaluation import Outputs
 
 SYNSETS = ImageNetInfo().label_names()
@@ -252,6 +256,21 @@ def evaluation_of(folder: Path, **options: Any) -> evaluation.Evaluation:
     return evaluation.evaluate_model(
         loaded, folder / "data", "val", evaluation.EvalOptions(), world=world
     )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size", "share"), [(1, 8, 8), (2, 8, 4), (2, 256, 18), (8, 4, 1)]
+)
+def test_the_batch_is_that_of_all_processes(
+    images: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, size: int, share: int
+) -> None:
+    index = build_eval_index(images, "val", (), "skip")
+    assert len(index) == 35
+    monkeypatch.setattr(evaluation, "EvalLoader", lambda *_, **settings: settings)
+    loaded: Any = SimpleNamespace(view=EvalView(32, (0.5,) * 3, (0.5,) * 3, 0.9))
+    world = World(0, ranks, 0, ranks, torch.device("cpu"))
+    settings: Any = evaluation._build_loader(loaded, index, ReadOptions(size), world)
+    assert settings["batch_size"] == share
 
 
 def test_a_list_without_training_images_counts_the_outputs(images: Path, tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ def test_calibration_error_is_guos() -> None:
     assert calibration_error(confidence, hits) == pytest.approx(100 * expected, rel=1e-9)
     assert calibration_error(np.ones(4, np.float32), np.ones(4, bool)) == 0
     assert calibration_error(np.ones(4, np.float32), np.array([1, 1, 1, 0])) == 25
+    # 0.5 is in (0.25, 0.5], not in the bin of 0.6
+    found = calibration_error(np.array([0.5, 0.625], np.float32), np.array([1, 0]), bins=4)
+    assert found == 100 * (0.5 + 0.625) / 2
 
 
 def test_a_class_has_its_own_scores_and_its_worst_confusion(

@@ -388,7 +388,7 @@ def test_kernels_contain_no_fused_multiply_add() -> None:
     PIL, which the interpreter cannot show."""
     code = """
 from benchmarks.bench_augment import LAUNCHES
-from benchmarks.resources import compiled_only
+from benchmarks.measuring.offline import compiled_only
 with compiled_only(90) as found:
     LAUNCHES[0].run()
 kernels = {kernel.metadata.name: kernel for kernel, _ in found}

@@ -157,7 +157,7 @@ def test_no_value_of_256_odd_crops_differs_from_pil_and_the_exact_backend(run: A
     out = run(**pack(*crops), size=15)
     assert not (out != expected_of(crops, 15)).sum()
     pytest.importorskip("numba")
-    from fastdeit.data.augment.resize import resize as exact
+    from fastdeit.data.augment.resize.window import resize as exact
 
     for image, crop, window, flip in zip(out, *crops, strict=True):
         assert not (image.cpu().numpy() != exact(crop, *window, 15, flip)).sum()
@@ -280,7 +280,7 @@ def test_compiled_kernels_round_as_pil_and_read_neighbouring_pixels() -> None:
     PIL, which the interpreter cannot show. Threads that read distant bytes would be slow."""
     code = """
 from benchmarks.bench_resize import LAUNCHES
-from benchmarks.resources import compiled_only
+from benchmarks.measuring.offline import compiled_only
 with compiled_only(90) as found:
     LAUNCHES[0].run()
 kernels = {kernel.metadata.name: kernel.asm for kernel, _ in found}

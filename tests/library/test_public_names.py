@@ -1,8 +1,12 @@
 """The names of `import fastdeit`: found when they are used, and known to editors."""
 
 import ast
+import getpass
+import pwd
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +49,21 @@ def test_a_plan_needs_no_torch() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "False\n"
+
+
+def test_a_process_without_an_account_has_a_name_and_a_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch asks for the name when it is imported; a container may run as any user id."""
+
+    def fail(uid: int) -> Any:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", fail)
+    fastdeit._name_user()
+    assert getpass.getuser().startswith("uid-") and Path.home() == Path("/")
+    monkeypatch.setenv("USER", "someone")
+    fastdeit._name_user()
+    assert getpass.getuser() == "someone"

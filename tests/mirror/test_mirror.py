@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,6 +120,22 @@ def test_a_store_that_fails_is_said_once_and_tried_again(
     assert len(failures) == 5
     assert len([line for line in lines if "an upload failed" in line and "SlowDown" in line]) == 1
     assert "uploads work again" in lines
+
+
+def test_the_pauses_grow_with_each_fault_and_begin_anew_after_an_upload(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mirror_module, "RETRY_S", (5.0, 10.0))
+    monkeypatch.setattr(mirror_module, "INTERVAL_S", 60.0)
+    faults = iter([Transient("503"), Transient("503"), Transient("503"), None, Transient("503")])
+
+    def run() -> None:
+        if fault := next(faults):
+            raise fault
+
+    uploader, lease = SimpleNamespace(run=run), SimpleNamespace(is_held=lambda: True)
+    thread = mirror_module._UploadThread(uploader, lease)  # type: ignore[arg-type]
+    assert [thread._upload() for _ in range(5)] == [5.0, 10.0, 10.0, 60.0, 5.0]
 
 
 def test_the_end_waits_for_a_store_that_is_gone_no_longer_than_its_limit(

@@ -74,7 +74,7 @@ def test_no_other_file_lists_operations() -> None:
 
 def test_compiled_code_depends_on_every_file_and_on_the_table(tmp_path: Path) -> None:
     folder = ROOT / "data" / "augment"
-    assert sorted(SOURCES) == sorted(folder.glob("*.py")) and len(SOURCES) >= 8
+    assert sorted(SOURCES) == sorted(folder.rglob("*.py")) and len(SOURCES) >= 8
     assert source_hash(SOURCES, OPERATIONS) == SOURCE_HASH
     assert source_hash(SOURCES[1:], OPERATIONS) != SOURCE_HASH
     assert source_hash(SOURCES, OPERATIONS[::-1]) != SOURCE_HASH

@@ -229,6 +229,19 @@ def test_spike_is_a_norm_above_ten_times_the_median_of_the_steps_before(
     assert [line["step"] for line in read_json_lines(RunFolder(tmp_path).spikes)] == [21, 22]
 
 
+def test_norm_of_a_step_that_is_done_again_is_not_compared_with(
+    tmp_path: Path, world: World
+) -> None:
+    health = make_health(tmp_path, [])
+    for step in range(21):
+        health.note_applied(step, [1.0, 1.0, 0.0, 1.0 if step < 10 else 3.0])
+    health.open(20)
+    health.begin(20)
+    health.note_applied(20, [1.0, 1.0, 0.0, 25.0])  # their median is 2; with step 20's norm 3
+    health.close()
+    assert [spike.median for spike in read_records(RunFolder(tmp_path).spikes, Spike)] == [2.0]
+
+
 def test_large_norm_is_no_spike_in_the_first_twenty_steps(tmp_path: Path, world: World) -> None:
     health = make_health(tmp_path, [])
     for step in range(20):

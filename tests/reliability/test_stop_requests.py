@@ -50,6 +50,14 @@ def test_other_signals_are_requests(number: int) -> None:
     signal.signal(number, before)
 
 
+def test_a_weaker_reason_does_not_replace_a_stronger_one() -> None:
+    requests = StopRequests(None, None, None, Aborts())
+    for reason in ("--time-limit", "SIGTERM", "the file `stop`"):
+        requests.request(reason)
+    assert REASONS[requests.reason] == "SIGTERM"
+    requests.close()
+
+
 def test_ignored_signal_stays_ignored() -> None:
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

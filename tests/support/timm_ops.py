@@ -27,12 +27,15 @@ def timm_op(image: np.ndarray, name: str, arg: float) -> np.ndarray:
     """Apply the reference of operation `name` to an image."""
     pil = Image.fromarray(image)
     if name == "Grayscale":
-        return np.asarray(functional.to_grayscale(pil, 3))
+        return np.array(functional.to_grayscale(pil, 3))
     if name == "GaussianBlur":
-        return np.asarray(pil.filter(ImageFilter.GaussianBlur(radius=float(arg))))
+        return np.array(pil.filter(ImageFilter.GaussianBlur(radius=float(arg))))
+    if name == "PosterizeIncreasing" and int(arg) == 0:
+        # timm asks for 0 bits: black in Pillow 12, an error in Pillow 13
+        return np.zeros_like(image)
     arguments = [] if LEVEL_TO_ARG[name] is None else [int(arg) if name in WHOLE else float(arg)]
     options = {"fillcolor": FILL, "resample": Image.Resampling.BICUBIC}
-    return np.asarray(NAME_TO_OP[name](pil, *arguments, **options))
+    return np.array(NAME_TO_OP[name](pil, *arguments, **options))
 
 
 def arguments_of(op: int, count: int) -> np.ndarray:

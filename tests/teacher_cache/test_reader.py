@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdeit.teacher_cache.check import check_soft
+from fastdeit.teacher_cache.check import check_coverage, check_soft
 from fastdeit.teacher_cache.format import (
     LARGEST_CHUNK,
     CacheError,
@@ -189,8 +189,9 @@ def test_topk_decodes_at_any_size_and_scale(classes: int, k: int, scale: float, 
     assert torch.equal(answer.gather(1, ids), (top - top[:, :1]).half().float())
 
 
-def test_logits_beyond_fp16_stay_finite() -> None:
-    facts = manifest("topk", 2)
+@pytest.mark.parametrize("k", [2, CLASSES])
+def test_logits_beyond_fp16_stay_finite(k: int) -> None:
+    facts = manifest("topk", k)
     raw = (
         encode(torch.linspace(-1e6, 1e6, CLASSES).repeat(2, 1), facts)
         .view(np.uint8)
@@ -256,6 +257,13 @@ def test_incomplete_epoch_is_readable(tmp_path: Path) -> None:
     build(tmp_path / "c", epochs=(0,))
     cache = build(tmp_path / "c", epochs=(1,), skip=(1, 2, 3))
     assert cache.coverage().tolist() == [[True] * 4, [True, False, False, False]]
+
+
+def test_a_chunk_of_which_a_run_needs_a_part_must_be_recorded(tmp_path: Path) -> None:
+    cache = build(tmp_path / "c", epochs=(0,), skip=(2,))
+    check_coverage(cache, 1, 2 * 256)
+    with pytest.raises(CacheError, match="epochs not recorded: 0;"):
+        check_coverage(cache, 1, 2 * 256 + 2)
 
 
 def test_more_chunks_than_fit_in_memory_are_readable(tmp_path: Path) -> None:

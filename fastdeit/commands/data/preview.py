@@ -22,7 +22,7 @@ from fastdeit.config.cli import parse_config
 from fastdeit.config.parse import require
 from fastdeit.config.schema import Config
 from fastdeit.data.augment.exact import apply_op
-from fastdeit.data.augment.resize import resize
+from fastdeit.data.augment.resize.window import resize
 from fastdeit.data.build import build_train_index, fetch_data, pipeline_options
 from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
 from fastdeit.data.index import Index

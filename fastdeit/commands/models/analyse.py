@@ -10,15 +10,13 @@ Exit codes: 0; 2 for a command line, weights or a data set that cannot be used.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from rich.table import Column, Table
 
 from fastdeit.analysis.disagreement import Disagreement, compare_answers
 from fastdeit.analysis.trace import TokenAnalysis
 from fastdeit.commands.errors import one_line_errors
-from fastdeit.commands.flags import WeightsFlags
+from fastdeit.commands.flags import Checkpoint, WeightsFlags
 from fastdeit.commands.models.evaluate import DataFlags, find_data
 from fastdeit.commands.output import print_json
 from fastdeit.config.options import parse_options
@@ -58,9 +56,7 @@ class AnswerFlags(Section):
 class AnalyseOptions:
     """The flags of `fastdeit analyse`."""
 
-    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Weights: a run folder, a file, local-dir:FOLDER, hf-hub:NAME, https://..., or a timm model
-    with pretrained weights."""
+    checkpoint: Checkpoint
     data: DataFlags = field(default_factory=DataFlags)
     weights: WeightsFlags = field(default_factory=WeightsFlags)
     teacher: TeacherOptions = field(default_factory=TeacherOptions)

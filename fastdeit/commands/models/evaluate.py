@@ -11,13 +11,12 @@ reported, and the others scored.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
 from rich.table import Column, Table
 
 from fastdeit.commands.errors import one_line_errors
-from fastdeit.commands.flags import WeightsFlags
+from fastdeit.commands.flags import Checkpoint, WeightsFlags
 from fastdeit.commands.output import Rows, check_table, print_json, write_table
 from fastdeit.config.changes import find_paths, read_settings
 from fastdeit.config.options import parse_options
@@ -80,9 +79,7 @@ class ResultFlags(Section):
 class EvaluateOptions:
     """The flags of `fastdeit evaluate`."""
 
-    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Weights: a run folder, a file, local-dir:FOLDER, hf-hub:NAME, https://..., or a timm model
-    with pretrained weights."""
+    checkpoint: Checkpoint
     data: DataFlags = field(default_factory=DataFlags)
     weights: WeightsFlags = field(default_factory=WeightsFlags)
     view: ViewOptions = field(default_factory=ViewOptions)

@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
-
 from fastdeit.commands.errors import one_line_errors
-from fastdeit.commands.flags import SourceFlags
+from fastdeit.commands.flags import Checkpoint, SourceFlags
 from fastdeit.commands.output import print_json
 from fastdeit.config.options import parse_options
 from fastdeit.config.parse import Section
@@ -44,8 +42,7 @@ class FormFlags(Section):
 class ExportOptions:
     """The flags of `fastdeit export`."""
 
-    checkpoint: tyro.conf.Positional[str]
-    """Weights: a run folder, a file, local-dir:FOLDER, hf-hub:NAME, or a pretrained timm model."""
+    checkpoint: Checkpoint
     output: str
     """A new folder, FILE.onnx or FILE.pt2; an older file is replaced."""
     weights: SourceFlags = field(default_factory=SourceFlags)

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from fastdeit.analysis.attention_maps import AttentionMaps, check_attention
 from fastdeit.commands.errors import one_line_errors
-from fastdeit.commands.flags import WeightsFlags
+from fastdeit.commands.flags import CHECKPOINT, WeightsFlags
 from fastdeit.commands.output import check_file, check_table, print_json, write_table
 from fastdeit.config.options import parse_options
 from fastdeit.config.parse import Section, require
@@ -75,8 +75,7 @@ class PredictOptions:
 
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
     """Files, folders (with all that is below them), or quoted patterns, as 'photos/**/*.jpg'."""
-    checkpoint: str
-    """Weights: a run folder, a file, local-dir:FOLDER, hf-hub:NAME, or a pretrained timm model."""
+    checkpoint: Annotated[str, CHECKPOINT]
     weights: WeightsFlags = field(default_factory=WeightsFlags)
     view: ViewOptions = field(default_factory=ViewOptions)
     read: ReadFlags = field(default_factory=ReadFlags)
@@ -92,7 +91,8 @@ def predict_command(argv: Sequence[str]) -> int:
         options = parse_options(argv, PredictOptions, "fastdeit predict", __doc__ or "")
         paths = find_images(options.images)
         loaded = _load(options)
-        classes = name_classes(loaded.classes, int(loaded.model.num_classes))  # type: ignore[arg-type]
+        num_classes: Any = loaded.model.num_classes
+        classes = name_classes(loaded.classes, num_classes)
         entries = []
         for number, prediction in enumerate(_predict(loaded, paths, options), 1):
             entry = _describe(prediction, classes, options)

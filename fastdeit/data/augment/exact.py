@@ -21,7 +21,7 @@ from nvidia.dali import types as dali_types
 from nvidia.dali.data_node import DataNode
 
 from fastdeit.data.augment.jit import SOURCE_HASH, jit, make_callback
-from fastdeit.data.augment.resize import FILTERS
+from fastdeit.data.augment.resize.weights import FILTERS
 from fastdeit.data.augment.sample import (
     ARGS,
     BOX,

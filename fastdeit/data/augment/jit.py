@@ -22,7 +22,7 @@ from numba.core.sigutils import normalize_signature
 
 from fastdeit.plan.operations import OPERATIONS, Operation
 
-SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+SOURCES = sorted(Path(__file__).parent.rglob("*.py"))
 """Every file whose functions may be compiled."""
 
 

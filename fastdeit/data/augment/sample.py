@@ -11,7 +11,7 @@ import numpy as np
 from fastdeit.data.augment import ops, warp
 from fastdeit.data.augment.jit import SOURCE_HASH, cached_entry, copy, jit
 from fastdeit.data.augment.noise import noise_row, normals
-from fastdeit.data.augment.resize import fill_outside, resize_window
+from fastdeit.data.augment.resize.window import fill_outside, resize_window
 from fastdeit.plan.operations import OPERATIONS
 
 # columns of a sample's integers; the first four are resized height and width, window y and x

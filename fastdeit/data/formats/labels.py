@@ -22,7 +22,7 @@ UNKNOWN = -1
 """Label of an image that has none; it has a fault too."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_WORDS_FOR_NONE = frozenset(("nan", "null", "none", "n/a", "<na>"))
+_WORDS_FOR_NONE = frozenset(("nan", "na", "null", "none", "n/a", "<na>"))
 
 Label = int | str
 Place = Callable[[int], str]

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastdeit.config.parse import require
 from fastdeit.data.augment.native import FILTERS as NATIVE_FILTERS
-from fastdeit.data.augment.resize import FILTERS
+from fastdeit.data.augment.resize.weights import FILTERS
 
 CROP_MODES = ("center", "squash", "border")
 

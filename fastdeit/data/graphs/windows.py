@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastdeit.data.augment.resize import FILTERS, SUPPORTS
+from fastdeit.data.augment.resize.weights import FILTERS, SUPPORTS
 
 
 def part_to_read(

@@ -16,7 +16,7 @@ class Batch:
     """
 
     unmixed: torch.Tensor | Pixels
-    """What `mix` takes: images (B, 3, H, W) normalised and erased, float32 on a CPU, float16 on a
+    """The input of `mix`: images (B, 3, H, W) normalised and erased, float32 on a CPU, float16 on a
     GPU; or pixels, which are normalised and erased while they are mixed."""
     labels: torch.Tensor
     """int64 (B,)."""

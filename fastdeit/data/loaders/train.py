@@ -86,7 +86,7 @@ class _Division:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of an epoch."""
+        """Return the micro-batches of an epoch."""
         return self.steps * self.micro_steps
 
     @property

@@ -1,6 +1,5 @@
 """A data set packed: its splits divided into parts, which are written in parallel."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from fastdeit.data.packing.parts import Part, PartRecord, write_part
 from fastdeit.data.packing.trial import Trial, try_images
 from fastdeit.display.progress import ProgressBar, TimeLeft
 from fastdeit.display.terminal import Terminal
+from fastdeit.storage.free_space import find_free_bytes
 
 _PROCESSES_FROM = 2000  # images; below it, starting processes costs more than they save
 _SPARE = 1.05  # of the room that is asked for: images differ from those on trial
@@ -108,9 +108,10 @@ def _divide(job: Packing, size: int, homes: tuple[str, ...]) -> Iterator[Part]:
 
 
 def _require_room(folder: Path, parts: Sequence[Part], mean_bytes: float) -> None:
+    """Raise DataError if the disk has less room than the parts need; mean_bytes: of an image."""
     images = sum(len(part.source) for part in parts)
     needed = int(images * (mean_bytes + HEADERS) * _SPARE)
-    free = shutil.disk_usage(folder).free
+    free = find_free_bytes(folder)
     if needed > free:
         rooms = f"about {decimal(needed)} are needed, {decimal(free)} are free"
         raise DataError(f"{folder}: the disk is too small: {rooms}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from fastdeit.display.progress import ProgressBar, TimeLeft, track
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import printable
 from fastdeit.storage.atomic import sync
+from fastdeit.storage.free_space import find_free_bytes
 from fastdeit.storage.urls import hide_credentials, is_url, is_web
 
 WORKERS = 8
@@ -60,7 +60,7 @@ class Listing:
         if not self.missing:
             return f"{there}; all of them are in {printable(self.folder)}"
         count = f"{_count(self.missing)}, " if len(self.missing) < len(self.files) else ""
-        room = f"{filesize.decimal(_find_room(self.folder))} free in {printable(self.folder)}"
+        room = f"{filesize.decimal(find_free_bytes(self.folder))} free in {printable(self.folder)}"
         return f"{there}; to fetch: {count}{filesize.decimal(self.size_missing)}; {room}"
 
 
@@ -174,17 +174,11 @@ def _refuse(journal: Journal, file: RemoteFile) -> str:
 def _require_room(listing: Listing) -> None:
     """Raise FetchError if the disk has less room than the missing files need."""
     needed = listing.size_missing - count_arrived(listing.folder, listing.missing)
-    room = _find_room(listing.folder)
+    room = find_free_bytes(listing.folder)
     if needed > room:
         shown = f"{filesize.decimal(needed)} to fetch, {filesize.decimal(room)} free"
         advice = "`fastdeit pack` writes a data set with smaller images"
         raise FetchError(f"{listing.folder}: the disk has too little room ({shown}); {advice}")
-
-
-def _find_room(folder: Path) -> int:
-    """Return the bytes that are free where a folder is, or will be."""
-    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    return shutil.disk_usage(above).free
 
 
 @contextlib.contextmanager
@@ -275,8 +269,11 @@ def _list_stale(listing: Listing, journal: Journal) -> list[Path]:
 
 def _remove_stale(listing: Listing, journal: Journal) -> None:
     """Remove the files that `note_stale` would name, and the folders that they leave empty."""
-    for path in _list_stale(listing, journal):
+    stale = _list_stale(listing, journal)
+    for path in stale:
         path.unlink()
         with contextlib.suppress(OSError):  # not empty
             for parent in path.relative_to(listing.folder).parents[:-1]:
                 (listing.folder / parent).rmdir()
+    if stale:
+        journal.forget(str(path.relative_to(listing.folder)) for path in stale)

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,12 @@ class Journal:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Remove the entries of files that were removed; call it after `close`. Raises OSError."""
+        for name in names:
+            del self.entries[name]
+        replace_lines(self._path, self.entries.values())
 
 
 def _parse(line: dict[str, Any]) -> Entry | None:

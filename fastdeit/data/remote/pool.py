@@ -75,6 +75,7 @@ class TransferPool:
                 self._run(*task)
         except FetchStopped:
             pass
+        # raised in the thread that waits
         except BaseException as error:
             self._error = self._error or error
             self._stop.set()

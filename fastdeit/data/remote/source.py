@@ -46,7 +46,7 @@ class RemoteFile:
     size: int
     """Bytes; -1: not known yet."""
     version: str = ""
-    """What changes with the content: an ETag, a time of modification; "" if there is no such."""
+    """Changes with the content: an ETag or a time of modification; "" if there is neither."""
     checksum: str = ""
     """Of the content: sha256:HEX, md5:HEX, or git:HEX (git's id of a blob); "" if it is unknown."""
     mtime_ns: int = 0

@@ -41,6 +41,7 @@ def _run_kernel(name: str, began: float) -> Finding:
     try:
         with use_backend("triton"):
             error = float((gelu(x) - gelu_reference(x)).abs().max())
+    # what a compiler raises is of many kinds
     except Exception as fault:
         return _explain_failure(name, fault)
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -122,6 +122,7 @@ def check_import(target: Target, *, name: str, module: str) -> Finding:
     began = time.monotonic()
     try:
         library = importlib.import_module(module)
+    # a broken library may raise anything while it is imported
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return fail(reason[:300], f"reinstall {name} in the version of constraints.txt")

@@ -139,6 +139,5 @@ def _own_tensors(module: nn.Module) -> list[torch.Tensor]:
     """Return the tensors that name a convolution, or a batch norm that can be folded."""
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return [module.weight]
-    if type(module) in _NORMS and module.running_mean is not None:  # type: ignore[comparison-overlap]
-        return [module.running_mean]  # type: ignore[list-item]
-    return []
+    mean = getattr(module, "running_mean", None)
+    return [mean] if type(module) in _NORMS and mean is not None else []

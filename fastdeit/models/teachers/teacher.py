@@ -121,8 +121,8 @@ class Teacher:
 
     @functools.cached_property
     def weights(self) -> str | None:
-        """Hash of all its tensors; None for a function that shows none. A function may load them
-        when it is first called, so its hash is taken when it is first asked for."""
+        """Return the hash of all its tensors; None for a function that shows none. A function may
+        load them when it is first called, so its hash is taken when it is first asked for."""
         return self._loaded.weights or hash_state(self._model)
 
     @functools.cached_property

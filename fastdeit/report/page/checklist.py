@@ -1,6 +1,6 @@
 """The comparison of a run with the paper, as the page shows it."""
 
-from fastdeit.audit.checklist import Audit
+from fastdeit.audit.findings import Audit
 from fastdeit.report.page.tables import Column, Table
 
 _COLUMNS = ("item", "result", "the paper", "where", "this run", "flags that give it")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastdeit.audit.checklist import Audit
+from fastdeit.audit.findings import Audit
 from fastdeit.report.page.models import Figure, PictureBudget
 from fastdeit.report.page.plots import Key, TimeAxis
 from fastdeit.report.page.tables import Table

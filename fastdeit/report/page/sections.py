@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fastdeit.audit.checklist import Audit
+from fastdeit.audit.findings import Audit
 from fastdeit.report.differences import Differences, Group
 from fastdeit.report.page.checklist import tabulate_audit
 from fastdeit.report.page.curves import Panel, find_steps_per_epoch, list_panels, thin

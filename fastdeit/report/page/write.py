@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import fastdeit
-from fastdeit.audit.checklist import Audit
+from fastdeit.audit.findings import Audit
 from fastdeit.display.text import printable, shorten
 from fastdeit.report.differences import Differences, name_runs
 from fastdeit.report.page.plots import read_script

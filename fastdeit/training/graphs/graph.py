@@ -73,7 +73,7 @@ class Graphs:
         self._recorder = recorder
         self._graphs: dict[str, dict[Any, Graph]] = {}
         self.failures: dict[str, str] = {}
-        """Why a function runs without a graph for good, one line each, by its name."""
+        """The reason, in one line, why a function will run without a graph, by its name."""
         self._noted = 0
 
     def run(

@@ -67,7 +67,7 @@ class MemoryPlan(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Bytes of all parts, with the allocator's reserve."""
+        """Return the bytes of all parts, with the allocator's reserve."""
         return (1 + RESERVE) * sum(self.parts.values())
 
     def fits(self, available: float) -> bool:

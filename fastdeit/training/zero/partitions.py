@@ -98,13 +98,13 @@ class Partitions(ABC):
 
     @property
     def masters(self) -> list[torch.Tensor]:
-        """fp32 master weights, this rank's part, a flat tensor a group; the optimizer changes them
-        in place."""
+        """Return the fp32 master weights, this rank's part, a flat tensor a group; the optimizer
+        changes them in place."""
         return [group.data for group in self._groups]
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """torch's optimizer, whose parameters are this rank's parts."""
+        """Return torch's optimizer, whose parameters are this rank's parts."""
         optimizer: torch.optim.Optimizer = self._zero.optimizer
         return optimizer
 
@@ -191,7 +191,7 @@ class OptimizerPartitions(Partitions):
 
     @property
     def weight_parts(self) -> list[torch.Tensor]:
-        """This rank's parts of `weights`, views."""
+        """Return this rank's parts of `weights`, views."""
         rank = dist.get_rank()
         return [parts[rank] for parts in self._zero.parallel_partitioned_bit16_groups]
 

@@ -8,9 +8,8 @@ import numba
 import numpy as np
 import pytest
 from nvidia.dali import fn, pipeline_def, types
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 from scipy.stats import kstest
-from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
 from torchvision import transforms
 from torchvision.transforms import functional
 
@@ -23,11 +22,10 @@ from fastdeit.plan.operations import OPS
 from fastdeit.plan.philox import normal, philox4x32, uniform
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
+from tests.support.timm_ops import FILL, timm_op
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FILL = (124, 116, 104)
 SIDE, FILES = 56, 64
-WHOLE = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
 SPECS = {
     "deit": PlanSpec(input_size=SIDE, repeats=1, ra_prob=0.9, reprob=0.3),
     "deit3": PlanSpec(
@@ -118,15 +116,6 @@ def run_draws(
     )
 
 
-def timm_op(image: Image.Image, name: str, arg: float) -> Image.Image:
-    if name == "Grayscale":
-        return functional.to_grayscale(image, 3)
-    if name == "GaussianBlur":
-        return image.filter(ImageFilter.GaussianBlur(radius=arg))
-    arguments = [] if LEVEL_TO_ARG[name] is None else [int(arg) if name in WHOLE else float(arg)]
-    return NAME_TO_OP[name](image, *arguments, fillcolor=FILL, resample=Image.Resampling.BICUBIC)
-
-
 def expected_sample(data: np.ndarray, draws: SampleParams, row: int, size: int) -> np.ndarray:
     """Return float32 (3, size, size) by PIL, torchvision and timm, without erasing."""
     y, x, height, width = draws.crop[row].tolist()
@@ -140,10 +129,11 @@ def expected_sample(data: np.ndarray, draws: SampleParams, row: int, size: int) 
             functional.pad(image, [4], padding_mode="reflect"), y + 4, x + 4, size, size
         )
     image = ImageOps.mirror(image) if draws.flip[row] else image
+    pixels = np.array(image)
     for op, arg in zip(draws.ops[row].tolist(), draws.op_args[row].tolist(), strict=True):
-        image = timm_op(image, OPS[op], arg) if op >= 0 else image
+        pixels = timm_op(pixels, OPS[op], arg) if op >= 0 else pixels
     return transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])(
-        image
+        pixels
     ).numpy()
 
 
@@ -279,7 +269,7 @@ def test_the_smallest_results_equal_timms(size: int) -> None:
     normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     for row, image in enumerate(images):
         small = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
-        expected = normalise(timm_op(small, OPS[ops[row, 0]], float(args[row, 0])))
+        expected = normalise(timm_op(np.asarray(small), OPS[ops[row, 0]], float(args[row, 0])))
         np.testing.assert_array_equal(out[row], expected.numpy(), OPS[ops[row, 0]])
 
 

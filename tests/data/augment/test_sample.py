@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from fastdeit.data.augment.exact import apply_op
-from fastdeit.data.augment.resize import resize
+from fastdeit.data.augment.resize.window import resize
 from fastdeit.plan.operations import OPS
 from tests.support.timm_ops import FILL, arguments_of, picture, timm_op
 

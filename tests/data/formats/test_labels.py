@@ -130,9 +130,10 @@ def test_classes_without_images_are_noted() -> None:
     ]
 
 
-def test_a_class_that_seems_to_mean_no_class_is_noted() -> None:
-    (note,) = note_labels(np.array([0, 1, 1]), ("ant", "nan"))
-    assert note.startswith("'nan' is a class of 2 training images; ")
+@pytest.mark.parametrize("name", ["nan", "NA", "null"])
+def test_a_class_that_seems_to_mean_no_class_is_noted(name: str) -> None:
+    (note,) = note_labels(np.array([0, 1, 1]), ("ant", name))
+    assert note.startswith(f"'{name}' is a class of 2 training images; ")
 
 
 @pytest.mark.parametrize(

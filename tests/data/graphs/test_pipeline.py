@@ -13,7 +13,7 @@ from timm.data import create_transform
 from torchvision import transforms
 
 from fastdeit.data.augment.native import noise_bank
-from fastdeit.data.augment.resize import FILTERS
+from fastdeit.data.augment.resize.weights import FILTERS
 from fastdeit.data.graphs import pipeline as graphs
 from fastdeit.data.graphs.eval_crop import EvalCrop
 from fastdeit.data.graphs.options import BACKENDS, PipelineOptions

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdeit.data.augment.resize import FILTERS
+from fastdeit.data.augment.resize.weights import FILTERS
 from fastdeit.data.graphs.eval_crop import CROP_MODES, EvalCrop, place_crop
 from fastdeit.data.graphs.windows import part_to_read, place_in
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fastdeit.data.remote import fetch as fetching
 from fastdeit.data.remote.fetch import compare, open_source
 from fastdeit.data.remote.journal import Journal, is_complete
 from fastdeit.data.remote.parts import Part
@@ -300,3 +301,22 @@ def test_files_of_a_source_whose_name_begins_alike_are_not_removed(tmp_path: Pat
     (sources[0] / "0.tar").rename(sources[0] / "new.tar")
     fetch_quietly(str(sources[0]), tmp_path / "out", removes_stale=True)
     assert sorted(read_folder(tmp_path / "out")) == ["1.tar", "new.tar"]
+
+
+def test_copy_is_not_complete_while_a_new_file_of_its_source_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.mkdir()
+    (source / "a.tar").write_bytes(b"a")
+    fetch_quietly(str(source), copy)
+    assert is_complete(copy, str(source))
+
+    def fail(*_: Any) -> None:
+        raise FetchError("the network is gone")
+
+    (source / "b.tar").write_bytes(b"b")
+    monkeypatch.setattr(fetching, "TransferPool", fail)
+    with pytest.raises(FetchError, match="the network is gone"):
+        fetch_quietly(str(source), copy)
+    assert not is_complete(copy, str(source))

@@ -212,6 +212,7 @@ def translate_errors(address: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         private = ", or it is private" if _find_protocol(address) == "hf" else ""
         raise FetchError(f"{address}: does not exist there{private}") from None
+    # each store of fsspec has errors of its own
     except Exception as error:
         raise _translate(error, address) from None
 

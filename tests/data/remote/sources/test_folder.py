@@ -16,8 +16,10 @@ from fastdeit.config.parse import SettingError
 from fastdeit.data.indexing import build_index
 from fastdeit.data.remote import fetch as fetching
 from fastdeit.data.remote.addresses import find_place
+from fastdeit.data.remote.journal import is_whole
 from fastdeit.data.remote.source import FetchError, FetchStopped
 from fastdeit.data.remote.stage import fetch_folder, local_folder
+from fastdeit.storage import free_space
 from tests.support.cache_runs import MODEL, RUN
 from tests.support.fetching import fetch_quietly, list_parts, make_bytes, read_folder
 from tests.support.images import write_shapes
@@ -88,6 +90,8 @@ def test_changed_new_and_removed_files_are_noticed(shared: Path, tmp_path: Path)
     assert stage(shared, tmp_path) == copy
     assert read_folder(copy) == read_folder(shared)
     assert not (copy / "val" / removed.name).exists()
+    # a run that resumes uses it as it is
+    assert is_whole(copy, str(shared))
 
 
 def test_splits_that_another_run_has_copied_stay(
@@ -116,7 +120,7 @@ def test_too_small_disk_is_refused_with_both_sizes_before_a_file_is_written(
     (tmp_path / "shared" / "train-0.tar").write_bytes(bytes(5000))
     (tmp_path / "shared" / "val-0.tar").write_bytes(bytes(1000))
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: usage(4000))
+    monkeypatch.setattr(free_space.shutil, "disk_usage", lambda _: usage(4000))
     with pytest.raises(FetchError, match=r"6\.0 kB to fetch, 4\.0 kB free\); `fastdeit pack`"):
         stage(tmp_path / "shared", tmp_path)
     assert not (tmp_path / "local").exists() or not any((tmp_path / "local").iterdir())

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from fastdeit.models.outputs import count_heads
+from fastdeit.models.execution.outputs import count_heads
 
 SIZE = 32
 

@@ -1,0 +1,1 @@
+"""PIL's resize with antialias, bit for bit: the weights, the two passes, the window."""
