@@ -100,7 +100,11 @@ class Student(TokenEmbedding):
         return {"pos_embed", "cls_token", "dist_token", "reg_token"}
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Resize the position embedding in place, and name the new size in pretrained_cfg."""
+        """Resize the position embedding in place, by timm's filter, for images of another size.
+
+        img_size: the side in pixels, or height and width, which are equal. Raises ValueError unless
+        it is a multiple of the patch size.
+        """
         super().set_input_size(img_size)
         self.pretrained_cfg["input_size"] = (3, self.image_size, self.image_size)
 

@@ -116,6 +116,12 @@ def test_a_webp_file_longer_than_the_first_read_is_not_decoded(place: ByteRange)
     assert has_header(place, ImageInfo(400, 400, "WEBP", "RGB", 6))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_image_with_bytes_behind_its_end_is_decoded(kind: str, place: ByteRange) -> None:
+    write(place, encoded(RGB, kind) + bytes(20))
+    assert check_header(place) == (check_place(place), True)
+
+
 def test_a_range_of_a_shard_is_read(tmp_path: Path) -> None:
     file = tmp_path / "all.tar"
     file.write_bytes(PNG + JPEG + PNG)

@@ -122,3 +122,13 @@ def test_teacher_of_other_classes_is_refused_by_its_path(names: str, tmp_path: P
     save_teacher(tmp_path / "c.safetensors", 2, VIEWS[0], classes=("cat", "dog", "fox"))
     with pytest.raises(ValueError, match=r"--teacher-path must be .* \(got .*/c\.[a-z]+, which na"):
         load(tmp_path, names)
+
+
+def test_memory_is_that_of_all_weights_and_of_the_largest_activations(
+    models: list[nn.Module], tmp_path: Path
+) -> None:
+    ensemble = load(tmp_path, "ab")
+    assert isinstance(ensemble, Ensemble)
+    small, large = (teacher.measure_memory(4) for teacher in ensemble.teachers)
+    assert small.activations and large.activations and small.activations < large.activations
+    assert ensemble.measure_memory(4) == (small.weights + large.weights, large.activations)
