@@ -12,6 +12,7 @@ import pytest
 import fastdeit
 from tests.conftest import HEAVY
 from tests.support.launching import ROOT
+from tests.support.short_forms import SHORT
 
 LIBRARY = sorted(path for path in (ROOT / "fastdeit").rglob("*.py") if "kernels" not in path.parts)
 KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
@@ -208,3 +209,9 @@ def test_the_package_holds_entries_and_rooms_only() -> None:
 
 def test_the_heavy_test_files_exist() -> None:
     assert not [name for name in HEAVY if not (ROOT / "tests" / name).is_file()]
+
+
+def test_the_tests_with_short_forms_exist() -> None:
+    for name in SHORT:
+        file, _, test = name.partition("::")
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), name
