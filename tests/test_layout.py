@@ -196,6 +196,12 @@ def test_a_room_is_small_and_says_what_it_holds() -> None:
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
 
 
+def test_a_source_file_has_about_300_lines_at_most() -> None:
+    benchmarks = (ROOT / "benchmarks").rglob("*.py")
+    lines = {path: path.read_text().count("\n") for path in (*LIBRARY, *KERNELS, *benchmarks)}
+    assert len(lines) > 300 and not [str(path) for path, count in lines.items() if count > 320]
+
+
 def test_the_package_holds_entries_and_rooms_only() -> None:
     entries = {path.name for path in (ROOT / "fastdeit").glob("*.py")}
     assert entries == {"__init__.py", "__main__.py", "train.py"}
