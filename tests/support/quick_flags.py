@@ -13,7 +13,7 @@ _made: dict[str, ParserSpecification] = {}
 
 def reuse_parsers() -> None:
     """Let tyro make one parser for equal defaults and equal help."""
-    ParserSpecification.from_callable_or_type = staticmethod(_make_once)  # type: ignore[method-assign]
+    setattr(ParserSpecification, "from_callable_or_type", staticmethod(_make_once))  # noqa: B010
 
 
 def _make_once(kind: Any, **settings: Any) -> ParserSpecification:
