@@ -32,7 +32,7 @@ setup(
         "fastdeit.kernels",
         *(
             f"fastdeit.kernels.{name}"
-            for name in find_namespace_packages("kernels", include=["*_kernels"])
+            for name in find_namespace_packages("fastdeit/kernels", include=["*_kernels"])
         ),
     ],
     package_data={

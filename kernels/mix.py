@@ -88,6 +88,7 @@ def _mix_fwd_kernel(
     OUT_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Mix BLOCK elements of both images of a pair, read once; grid: pairs, blocks of elements."""
     pair = tl.program_id(0).to(tl.int64)
     # elements are in the order of the output, so that stores are always whole lines
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

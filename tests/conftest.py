@@ -4,6 +4,7 @@ files, and the markers."""
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,18 @@ HEAVY = (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The long forms check the integers of interpreted kernels for overflow."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from tests.kernels.interpreter import hasten
+
+        hasten(check_overflow=_asks_for_slow(config))
+
+
+def _asks_for_slow(config: pytest.Config) -> bool:
+    return "slow" in (config.option.markexpr or "")
+
+
 def _rank(item: pytest.Item) -> int:
     """Return the place of a test's file among the heavy ones, or the last place."""
     name = item.path.relative_to(Path(__file__).parent).as_posix()
@@ -75,12 +88,29 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=_rank)
-    slow_asked = "slow" in (config.option.markexpr or "")
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if "slow" in item.keywords and not slow_asked:
+        if not _is_taken_by_default(item):
+            item.add_marker(pytest.mark.slow)
+        if "slow" in item.keywords and not _asks_for_slow(config):
             item.add_marker(pytest.mark.skip(reason="full-length form; run with -m slow"))
+
+
+def _is_taken_by_default(item: pytest.Item) -> bool:
+    from tests.support.short_forms import is_short
+
+    name = f"{item.path.relative_to(Path(__file__).parent).as_posix()}::{item.name}"
+    return is_short(name) or (torch.cuda.is_available() and name.startswith("kernels/"))
+
+
+@pytest.fixture(autouse=True)
+def empty_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs in this process end with an empty report, which takes a third of their time; those
+    of files called test_report.py write theirs."""
+    module = sys.modules.get("fastdeit.run.report")
+    if module and request.path.name != "test_report.py":
+        monkeypatch.setattr(module, "write_report", lambda runs, path: path.touch())
 
 
 @pytest.fixture(params=("cpu", "as_gpu", pytest.param("gpu", marks=pytest.mark.gpu)))

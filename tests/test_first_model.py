@@ -34,12 +34,14 @@ def ask(folder: Path, command: str) -> Any:
     return json.loads(output.getvalue())
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_is_printed(done: PageRun) -> None:
     assert len(done.shown) > 4
     for shown in done.shown:
         fill_block(shown)
 
 
+@pytest.mark.slow
 def test_accuracy_is_equal_at_each_step(done: PageRun, folder: Path) -> None:
     labels = done.names["labels"]
     trained = json.loads((folder / "runs/student/summary.json").read_text())["results"]

@@ -12,6 +12,7 @@ import pytest
 import fastdeit
 from tests.conftest import HEAVY
 from tests.support.launching import ROOT
+from tests.support.short_forms import SHORT
 
 LIBRARY = sorted(path for path in (ROOT / "fastdeit").rglob("*.py") if "kernels" not in path.parts)
 KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
@@ -206,6 +207,12 @@ def test_a_room_is_small_and_says_what_it_holds() -> None:
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
 
 
+def test_a_source_file_has_about_300_lines_at_most() -> None:
+    benchmarks = (ROOT / "benchmarks").rglob("*.py")
+    lines = {path: path.read_text().count("\n") for path in (*LIBRARY, *KERNELS, *benchmarks)}
+    assert len(lines) > 300 and not [str(path) for path, count in lines.items() if count > 320]
+
+
 def test_the_package_holds_entries_and_rooms_only() -> None:
     entries = {path.name for path in (ROOT / "fastdeit").glob("*.py")}
     assert entries == {"__init__.py", "__main__.py", "train.py"}
@@ -213,3 +220,9 @@ def test_the_package_holds_entries_and_rooms_only() -> None:
 
 def test_the_heavy_test_files_exist() -> None:
     assert not [name for name in HEAVY if not (ROOT / "tests" / name).is_file()]
+
+
+def test_the_tests_with_short_forms_exist() -> None:
+    for name in SHORT:
+        file, _, test = name.partition("::")
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), name

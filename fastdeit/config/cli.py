@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from fastdeit.config.file import config_from_dict, read_config_file
-from fastdeit.config.flags import check_flags
+from fastdeit.config.flags import check_flags, expand_home
 from fastdeit.config.options import FLAT, make_parser
 from fastdeit.config.parse import runs_code
 from fastdeit.config.peers import explain_rate, translate_flags
@@ -38,7 +38,7 @@ def parse_config(
     deit and timm are translated (`PEER_FLAGS`). Raises ValueError, with a message of one line, for
     a flag, value, recipe or file that is not allowed. Rank 0 alone prints --help.
     """
-    translated = translate_flags(argv)
+    translated = translate_flags(expand_home(argv))
     check_flags(translated)
     known, flags = _base_parser().parse_known_args(translated)
     base = _from_file(find_recipe(known.recipe), known.config)

@@ -2,6 +2,7 @@
 any value replaces a default."""
 
 import dataclasses
+import os
 import re
 import reprlib
 from collections.abc import Hashable
@@ -137,7 +138,9 @@ def _check(section: Any, key: str, value: Any, source: str) -> Any:
 
 def _read_text(text: str, kind: Any) -> Any:
     """Return what a text means in a field of that type: `1e-3`, which YAML 1.1 has as a text, is a
-    number, `on` is True; any other text as it is."""
+    number, `on` is True, `~/` the home folder; any other text as it is."""
+    if kind is str and text.startswith("~/"):
+        return os.path.expanduser(text)
     if kind is float and re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+", text):
         return float(text)
     return _SWITCHES.get(text.lower(), text) if kind is bool else text

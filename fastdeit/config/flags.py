@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -191,3 +192,14 @@ def format_flag(field: str, value: Any) -> list[str]:
     if str(value).startswith("-"):
         return [f"{flag}={value}"]
     return [flag, str(value)]
+
+
+def expand_home(argv: Sequence[str]) -> list[str]:
+    """Return a command line with `~/` at the beginning of a value replaced by the home folder,
+    which a shell does not do in `--output-dir=~/run`."""
+    expanded = []
+    for token in argv:
+        name, mark, value = token.partition("=") if token.startswith("--") else ("", "", token)
+        at_home = value.startswith("~/")
+        expanded.append(name + mark + os.path.expanduser(value) if at_home else token)
+    return expanded

@@ -16,6 +16,7 @@ from fastdeit.config.describe import read_field_docs
 from fastdeit.config.flags import (
     check_flag,
     count_values,
+    expand_home,
     join_choices,
     split_flags,
     values_of,
@@ -48,7 +49,7 @@ def parse_options(argv: Sequence[str], kind: type[Options], prog: str, descripti
     --help.
     """
     fields = list(_list_fields(kind))
-    flags, places = _split(argv, _list_flags(fields))
+    flags, places = _split(expand_home(argv), _list_flags(fields))
     if not {"-h", "--help"} & set(flags):
         _check_required(fields, flags, places)
     options = tyro.cli(
@@ -61,6 +62,7 @@ def parse_options(argv: Sequence[str], kind: type[Options], prog: str, descripti
     )
     for section in (options, *vars(options).values()):
         if isinstance(section, Section):
+            section.check_finite()
             section.check()
     return options
 

@@ -111,6 +111,13 @@ class Section:
     def check(self) -> None:
         """Raise ValueError for a value that is not allowed."""
 
+    def check_finite(self) -> None:
+        """Raise ValueError for a number that is infinite or NaN."""
+        for name, value in vars(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            finite = all(math.isfinite(one) for one in numbers if isinstance(one, float))
+            self._require(name, finite, "finite")
+
     def _require(self, name: str, ok: bool, allowed: str) -> None:
         require(ok, name, getattr(self, name), allowed)
 

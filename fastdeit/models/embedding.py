@@ -90,11 +90,7 @@ class TokenEmbedding(nn.Module):
 
     @torch.no_grad()
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Resize the position embedding in place, by timm's filter, for images of another size.
-
-        img_size: the side in pixels, or height and width, which are equal. Raises ValueError unless
-        it is a multiple of the patch size.
-        """
+        """Resize the position embedding as `Student.set_input_size` says."""
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         if height != width:
             raise ValueError(f"img_size must be that of a square (got {height} x {width})")

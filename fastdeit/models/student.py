@@ -66,8 +66,7 @@ class Student(TokenEmbedding):
         check_sizes(image_size, patch_size, embed_dim, num_heads, drop_path)
         super().__init__(embed_dim, image_size, patch_size, distilled, no_embed_class, reg_tokens)
         self.num_classes = num_classes
-        self.num_features = embed_dim
-        self.head_hidden_size = embed_dim
+        self.num_features = self.head_hidden_size = embed_dim
         self.num_heads = num_heads
         self.init_values = init_values
         self.drop_path_rates = spread_drop_path(drop_path, depth, constant_drop_path)
@@ -100,7 +99,11 @@ class Student(TokenEmbedding):
         return {"pos_embed", "cls_token", "dist_token", "reg_token"}
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Resize the position embedding in place, and name the new size in pretrained_cfg."""
+        """Resize the position embedding in place, by timm's filter, for images of another size.
+
+        img_size: the side in pixels, or height and width, which are equal. Raises ValueError unless
+        it is a multiple of the patch size.
+        """
         super().set_input_size(img_size)
         self.pretrained_cfg["input_size"] = (3, self.image_size, self.image_size)
 

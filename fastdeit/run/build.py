@@ -30,7 +30,6 @@ from fastdeit.models.build import (
     weight_metadata,
 )
 from fastdeit.models.finetune.trainable import count_parameters
-from fastdeit.models.sources import locate_weights, name_revision
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.plan import Plan
 from fastdeit.reliability.health import Health
@@ -42,7 +41,7 @@ from fastdeit.run.inputs import (
     describe_inputs,
     describe_samples,
 )
-from fastdeit.run.preflight import check_batch_fits, note_limits
+from fastdeit.run.preflight import check_batch_fits, note_damaged, note_limits, note_weights
 from fastdeit.run.report import ReportWriter
 from fastdeit.run.state import Progress, Run, RunData
 from fastdeit.storage.run_folder import RunFolder
@@ -63,8 +62,6 @@ from fastdeit.training.flops import Utilisation
 from fastdeit.training.graphs.build import build_graphs, note_graphs
 from fastdeit.training.memory.build import note_memory
 from fastdeit.training.trainer import Trainer
-
-_NAMED = 3  # excluded images in the heading
 
 
 @dataclass(frozen=True)
@@ -157,9 +154,9 @@ def _list_notes(run: Run) -> list[str]:
     """Return notes on the weights, the data, the machine and the report of a run."""
     indexes = (run.data.train_index, run.data.val_index)
     return [
-        *_note_weights(run.config),
+        *note_weights(run.config),
         *(note for index in indexes for note in index.notes),
-        *(note for index in indexes for note in _list_damaged(index)),
+        *(note for index in indexes for note in note_damaged(index)),
         *note_limits(run.world),
         *([run.report.missing] if run.report.missing else []),
     ]
@@ -192,32 +189,6 @@ def _build_data(config: Config, world: World) -> tuple[RunData, Training]:
         val_loader=build_eval_loader(config, world, val_index, val_quarantine),
     )
     return data, training
-
-
-def _note_weights(config: Config) -> list[str]:
-    """Return notes on weights of repositories and of runs that have not finished."""
-    named = [("finetune", config.model.finetune)]
-    if config.distill.needs_teacher:
-        named += [("teacher-path", source) for _, source in config.distill.teachers]
-    notes = []
-    for flag, path in named:
-        if path and (revision := name_revision(path)) != path:
-            notes.append(f"--{flag}: the weights are {revision}")
-        other = RunFolder(locate_weights(path).parent)
-        if path and other.checkpoints.is_dir() and not other.is_finished:
-            fact = f"the run in {other} has not finished, and its weights change"
-            notes.append(f"--{flag}: {fact} with every checkpoint")
-    return notes
-
-
-def _list_damaged(index: Index) -> list[str]:
-    """Return a note on the damaged images that the index excludes, if there are any."""
-    damaged = index.excluded
-    if not damaged:
-        return []
-    more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
-    named = "; ".join(damaged[:_NAMED])
-    return [f"{len(damaged)} images of {index.split} excluded: {named}{more}"]
 
 
 def describe_run(run: Run, notes: list[str]) -> dict[str, str]:

@@ -16,17 +16,26 @@ from fastdeit.config.recipes.follow import precede_with_teacher
 from fastdeit.config.schema import Config
 from fastdeit.data.build import find_root
 from fastdeit.data.formats.detect import find_split
+from fastdeit.data.index import Index
 from fastdeit.distributed.collectives import first_on_rank0
 from fastdeit.distributed.environment import is_alone
 from fastdeit.distributed.world import World
 from fastdeit.models.build import check_model
 from fastdeit.models.sizes import suggest_names
-from fastdeit.models.sources import FORMS, fetch_weights, find_remote, find_run, locate_weights
+from fastdeit.models.sources import (
+    FORMS,
+    fetch_weights,
+    find_remote,
+    find_run,
+    locate_weights,
+    name_revision,
+)
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.urls import is_url
 
 _FORMS = f"an existing file{FORMS.removeprefix('a file')}"
 _FEW_STEPS = 4
+_NAMED = 3  # excluded images in the heading
 _OPEN_FILES = 1024
 """The usual limit of Linux; shards leave 512 of them to everything else."""
 _SHARED_MEMORY = Path("/dev/shm")
@@ -223,3 +232,29 @@ def _refuse_url(flag: str, path: str) -> None:
     name = path.rpartition("/")[2]
     local = f"a local file: download it, then give {name_flag(flag)} {name}"
     require("://" not in path, flag, path, local)
+
+
+def note_weights(config: Config) -> list[str]:
+    """Return notes on weights of repositories and of runs that have not finished."""
+    named = [("finetune", config.model.finetune)]
+    if config.distill.needs_teacher:
+        named += [("teacher-path", source) for _, source in config.distill.teachers]
+    notes = []
+    for flag, path in named:
+        if path and (revision := name_revision(path)) != path:
+            notes.append(f"--{flag}: the weights are {revision}")
+        other = RunFolder(locate_weights(path).parent)
+        if path and other.checkpoints.is_dir() and not other.is_finished:
+            fact = f"the run in {other} has not finished, and its weights change"
+            notes.append(f"--{flag}: {fact} with every checkpoint")
+    return notes
+
+
+def note_damaged(index: Index) -> list[str]:
+    """Return a note on the damaged images that the index excludes, if there are any."""
+    damaged = index.excluded
+    if not damaged:
+        return []
+    more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+    named = "; ".join(damaged[:_NAMED])
+    return [f"{len(damaged)} images of {index.split} excluded: {named}{more}"]

@@ -13,42 +13,15 @@ import torch
 import triton
 import triton.language as tl
 
-from fastdeit.kernels.distill_kernels.rows import cross_entropy_row, decision_of_row, divergence_row
+from fastdeit.kernels.distill_kernels.rows import (
+    cross_entropy_row,
+    divergence_row,
+    is_last,
+    load_decision,
+    mean_of_rows,
+)
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
 from fastdeit.kernels.operators import operator
-
-
-@triton.jit
-def _mean(rows_ptr, batch, BLOCK_ROWS: tl.constexpr):
-    """Return the mean of the rows' parts, in a fixed order; read past the first-level cache, since
-    other programs wrote them."""
-    offs = tl.arange(0, BLOCK_ROWS)
-    total = tl.zeros((BLOCK_ROWS,), tl.float32)
-    start = 0
-    # not a range: Triton's interpreter takes only constants in one
-    while start < batch:
-        total += tl.load(
-            rows_ptr + start + offs, mask=start + offs < batch, other=0.0, cache_modifier=".cg"
-        )
-        start += BLOCK_ROWS
-    return tl.sum(total, 0) / batch
-
-
-@triton.jit
-def _is_last(counter_ptr):
-    """Count this program; return True in the last one, which sees what all others wrote."""
-    done = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
-    return done == tl.num_programs(0) * tl.num_programs(1) - 1
-
-
-@triton.jit
-def _load_decision(teacher_ptr, row, K: tl.constexpr, IS_ID: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the teacher's class of a row, read or found among its logits."""
-    if IS_ID:
-        decision = tl.load(teacher_ptr + row).to(tl.int64)
-    else:
-        decision = decision_of_row(teacher_ptr + row * K, K, BLOCK)
-    return decision
 
 
 @triton.jit
@@ -80,6 +53,8 @@ def _distill_fwd_kernel(
     BLOCK: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
+    """Compute the loss of one row of one head and its gradient, K logits; the program that ends
+    last adds the rows. grid: batch, heads."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     if head == 0:
@@ -102,7 +77,7 @@ def _distill_fwd_kernel(
         )
         tl.store(rows_ptr + row, part)
     elif HARD:
-        decision = _load_decision(teacher_ptr, row, K, TEACHER_IDS, BLOCK)
+        decision = load_decision(teacher_ptr, row, K, TEACHER_IDS, BLOCK)
         logits_ptr = dist_ptr + row * K
         grad_ptr = grads_ptr + (batch + row) * K
         part = cross_entropy_row(
@@ -135,11 +110,11 @@ def _distill_fwd_kernel(
         tl.store(rows_ptr + batch + row, part)
 
     tl.debug_barrier()  # the part is written before the program is counted
-    if _is_last(counter_ptr):
-        base = _mean(rows_ptr, batch, BLOCK_ROWS)
+    if is_last(counter_ptr):
+        base = mean_of_rows(rows_ptr, batch, BLOCK_ROWS)
         distilled = 0.0
         if HARD or SOFT:
-            distilled = distill_scale * _mean(rows_ptr + batch, batch, BLOCK_ROWS)
+            distilled = distill_scale * mean_of_rows(rows_ptr + batch, batch, BLOCK_ROWS)
         tl.store(base_ptr, base)
         tl.store(distill_ptr, distilled)
         tl.store(loss_ptr, (1.0 - alpha) * base + alpha * distilled)
@@ -148,6 +123,7 @@ def _distill_fwd_kernel(
 
 @triton.jit
 def _distill_bwd_kernel(grads_ptr, grad_loss_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    """Multiply BLOCK of the n gradients by the incoming one, a single number; grid: blocks."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     grads = tl.load(grads_ptr + offs, mask=offs < n, other=0.0).to(tl.float32)
     scaled = grads * tl.load(grad_loss_ptr).to(tl.float32)

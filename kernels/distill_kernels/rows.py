@@ -167,3 +167,36 @@ def decision_of_row(teacher_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
         decision = tl.where(value > top, start + place, decision)
         top = tl.maximum(top, value)
     return decision.to(tl.int64)
+
+
+@triton.jit
+def mean_of_rows(rows_ptr, batch, BLOCK_ROWS: tl.constexpr):
+    """Return the mean of the rows' parts, in a fixed order; read past the first-level cache, since
+    other programs wrote them."""
+    offs = tl.arange(0, BLOCK_ROWS)
+    total = tl.zeros((BLOCK_ROWS,), tl.float32)
+    start = 0
+    # not a range: Triton's interpreter takes only constants in one
+    while start < batch:
+        total += tl.load(
+            rows_ptr + start + offs, mask=start + offs < batch, other=0.0, cache_modifier=".cg"
+        )
+        start += BLOCK_ROWS
+    return tl.sum(total, 0) / batch
+
+
+@triton.jit
+def is_last(counter_ptr):
+    """Count this program; return True in the last one, which sees what all others wrote."""
+    done = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    return done == tl.num_programs(0) * tl.num_programs(1) - 1
+
+
+@triton.jit
+def load_decision(teacher_ptr, row, K: tl.constexpr, IS_ID: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the teacher's class of a row, read or found among its logits."""
+    if IS_ID:
+        decision = tl.load(teacher_ptr + row).to(tl.int64)
+    else:
+        decision = decision_of_row(teacher_ptr + row * K, K, BLOCK)
+    return decision

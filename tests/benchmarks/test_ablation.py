@@ -95,6 +95,7 @@ def list_losses(run: Path) -> list[float]:
     return list(read_run(run).steps["loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "taught", [("token",), pytest.param(("token", "hard", "soft"), marks=pytest.mark.slow)]
 )

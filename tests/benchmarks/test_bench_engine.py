@@ -198,6 +198,7 @@ def test_no_case_starts_after_the_time_limit(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_benchmark_runs_without_dali_numba_pyarrow_and_tyro() -> None:
     code = """
 import sys

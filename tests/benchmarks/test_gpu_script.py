@@ -214,6 +214,7 @@ sys.exit(124)
 """
 
 
+@pytest.mark.slow
 def test_interrupted_tests_still_report_failures(tools: Path, tmp_path: Path) -> None:
     """Runs the real pytest, with worker processes, as the part tests_kernels, and interrupts it as
     `timeout` does."""
@@ -326,6 +327,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_every_benchmark_parses_the_flags_of_the_script(tools: Path) -> None:
     for step in STEPS:
         rehearse(step, tools)

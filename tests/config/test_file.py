@@ -1,5 +1,6 @@
 """Config files: read as plain values, checked by field, and older ones in today's sections."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def test_what_is_wrong_with_a_file_is_named(text: str, message: str, tmp_path: P
         ("run: {time_limit: 2-0}", "2-0"),
         ("run: {output_dir: 2024-01-01}", "2024-01-01"),
         ("run: {output_dir: 'no'}", "no"),
+        ("run: {output_dir: ~/run}", os.path.expanduser("~/run")),
         ("run: {grad_checkpointing: on}", True),
         ("run: {grad_checkpointing: No}", False),
     ],

@@ -9,6 +9,7 @@ import pytest
 from fastdeit.config.cli import parse_config
 from fastdeit.config.flags import (
     check_flags,
+    expand_home,
     format_replay_command,
     format_train_command,
     list_flags,
@@ -157,3 +158,14 @@ def test_a_list_is_given_once_and_of_one_value_the_last_counts() -> None:
     check_flags(["--lr", "1", "--callback", "a:B", "c:D", "--lr", "2"])
     with pytest.raises(ValueError, match="--callback must be given once, with all its values"):
         check_flags(["--callback", "a:B", "--lr", "1", "--callback=c:D"])
+
+
+def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """bash replaces `~/x`, and neither `--flag=~/x` nor `"~/x"`."""
+    monkeypatch.setenv("HOME", "/home/me")
+    argv = ["--output-dir=~/run", "--data-path", "~/set", "--lr", "1", "a~/b", "--cache=x~/y"]
+    home = ["--output-dir=/home/me/run", "--data-path", "/home/me/set"]
+    assert expand_home(argv) == [*home, "--lr", "1", "a~/b", "--cache=x~/y"]
+    assert parse_config(argv[:1], "test")[0].run.output_dir == "/home/me/run"

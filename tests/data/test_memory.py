@@ -7,13 +7,6 @@ import pytest
 
 from benchmarks.bench_loader_memory import ALLOWED_PCT, run, swing_pct
 from benchmarks.loaders.images import write_images
-from tests.support.images import write_shapes
-
-
-@pytest.mark.parametrize("backend", ["exact", pytest.param("native", marks=pytest.mark.slow)])
-def test_resident_memory_is_flat(tmp_path: Path, backend: str) -> None:
-    found = run(write_shapes(tmp_path / "data", train=24), backend, 600)
-    assert swing_pct(found[len(found) // 4 :]) < ALLOWED_PCT  # DALI's pools have grown by then
 
 
 @pytest.mark.slow

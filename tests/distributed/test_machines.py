@@ -72,6 +72,7 @@ def output(launches: Sequence[Launch]) -> str:
     return "\n".join(launch.output for launch in launches)
 
 
+@pytest.mark.slow
 def test_lost_machine_ends_the_run_and_the_other_resumes_alone(
     machines: Machines, argv: list[str], whole: Path, tmp_path: Path
 ) -> None:

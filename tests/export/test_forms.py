@@ -83,6 +83,7 @@ def test_a_folder_that_timm_could_not_open_is_refused(loaded: LoadedModel, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["Kä se"]
 
 
+@pytest.mark.slow
 def test_a_folder_needs_no_package_of_onnx(tmp_path: Path) -> None:
     run = write_student(tmp_path / "run", CLASSES)
     code = (

@@ -84,6 +84,7 @@ def test_the_file_names_no_place_and_no_code(both: Path) -> None:
     onnx.checker.check_model(onnx.load(both), full_check=True)
 
 
+@pytest.mark.slow
 def test_the_same_weights_give_the_same_file(
     loaded: LoadedModel, both: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 
 _convert_float = interpreter._convert_float
 _create_dot = interpreter.InterpreterBuilder.create_dot
+_patch_lang = interpreter._patch_lang
 
 
 def _round_to_bf16(values: np.ndarray) -> np.ndarray:
@@ -79,14 +81,16 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-@contextmanager
-def unchecked_overflow() -> Iterator[None]:
-    """Interpret without a check of each integer operation for overflow, which takes half the
-    time."""
+def hasten(check_overflow: bool) -> None:
+    """Make the interpreter faster, with equal results. Replace the functions of `triton.language`
+    once a launch, not in each call of a device function; check each integer operation for overflow,
+    which takes half the time, only if asked to."""
     builder = interpreter.interpreter_builder
-    before = builder.options
-    builder.options = replace(before, sanitize_overflow=False)
-    try:
-        yield
-    finally:
-        builder.options = before
+    builder.options = replace(builder.options, sanitize_overflow=check_overflow)
+    interpreter._patch_lang = _patch_once
+
+
+def _patch_once(fn: Any) -> Any:
+    modules = [value for value in fn.__globals__.values() if value is tl or value is tl.core]
+    is_replaced = not any(tl.core.is_builtin(module.load) for module in modules)
+    return interpreter._LangPatchScope() if is_replaced else _patch_lang(fn)

@@ -6,7 +6,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from triton.runtime import interpreter
 from fastdeit.kernels import resize as module
 from fastdeit.kernels.resize import resize, resize_reference, resize_triton
 from fastdeit.kernels.resize_kernels import passes, weights
-from tests.kernels.interpreter import DEVICE, INTERPRETED, poisoned_memory, unchecked_overflow
+from tests.kernels.interpreter import DEVICE, INTERPRETED, poisoned_memory
 from tests.kernels.properties import HealthCheck, given, settings, st
 from tests.support.launching import ROOT
 from tests.support.timm_ops import picture
@@ -29,16 +29,12 @@ RUNS = [resize_reference, resize_triton]
 
 
 @pytest.fixture(autouse=True)
-def quick_interpreter(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """Interpret without checks of overflow and with large blocks, as each block costs the same
-    time, whatever its size.
+def large_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpret with large blocks, as each block costs the same time, whatever its size.
 
-    A test with "configured" in its name keeps the checks and the blocks of the table.
+    A test with "configured" in its name keeps the blocks of the table.
     """
     if not INTERPRETED or "configured" in request.node.name:
-        yield
         return
     find_launch = passes.find_launch
     changes = {
@@ -52,8 +48,6 @@ def quick_interpreter(
 
     for target in (passes, weights):
         monkeypatch.setattr(target, "find_launch", find)
-    with unchecked_overflow():
-        yield
 
 
 def pack(

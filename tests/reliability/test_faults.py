@@ -94,6 +94,7 @@ def test_run_stopped_by_sigterm_and_then_by_a_killed_rank_ends_the_same(
     assert train_command([*argv, "--output-dir", str(folder)], "test") == 0  # it is finished
 
 
+@pytest.mark.slow
 def test_hanging_rank_is_ended_with_the_stacks_of_all_ranks(
     argv: list[str], tmp_path: Path
 ) -> None:
@@ -146,6 +147,7 @@ def test_kill_during_a_save_loses_steps_only(argv: list[str], whole: Path, tmp_p
     assert not list((folder / "checkpoints").glob("*.tmp-*"))
 
 
+@pytest.mark.slow
 def test_error_on_one_rank_is_reported_by_it_and_ends_all(argv: list[str], tmp_path: Path) -> None:
     launch = Launch(tmp_path / "run", argv, "refuse:1:0")
     launch.until((tmp_path / "reached-refuse").exists)

@@ -599,6 +599,7 @@ def assert_same_direction(one: Path, two: Path) -> None:
 # under the launcher
 
 
+@pytest.mark.slow
 def test_launched_ranks_roll_back_together_and_stop_when_they_differ(
     argv: list[str], tmp_path: Path
 ) -> None:

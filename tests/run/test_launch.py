@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastdeit.commands.runs.train import train_command
 from fastdeit.report.predictions import read_predictions
 from fastdeit.storage.jsonl import read_json_lines
 from tests.support.images import write_shapes
@@ -25,22 +26,20 @@ def launch(processes: int, argv: list[str], cwd: Path = ROOT) -> subprocess.Comp
 
 
 Runs = tuple[Path, Path, subprocess.CompletedProcess[str]]
-"""The folders of a run on one process and on two, and the launch of the second."""
+"""The folders of a run in this process and of a launched one on two, and its launch."""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("launch")
     data = write_shapes(root / "data")
-    folders = root / "one", root / "two"
+    one, two = root / "one", root / "two"
+    argv = ["--data-path", str(data), *FLAGS, "--output-dir"]
+    assert train_command([*argv, str(one)]) == 0
     # from another folder: the script finds the package by itself
-    ended = [
-        launch(n, ["--data-path", str(data), *FLAGS, "--output-dir", str(folder)], root)
-        for n, folder in enumerate(folders, 1)
-    ]
-    for end in ended:
-        assert end.returncode == 0, end.stdout + end.stderr
-    return *folders, ended[1]
+    end = launch(2, [*argv, str(two)], root)
+    assert end.returncode == 0, end.stdout + end.stderr
+    return one, two, end
 
 
 def test_two_processes_give_the_losses_of_one(runs: Runs) -> None:
@@ -107,6 +106,7 @@ def test_output_appears_once_without_warnings(
     ]
 
 
+@pytest.mark.slow
 def test_error_appears_once_and_ends_both_processes_with_2(tmp_path: Path) -> None:
     paths = ["--data-path", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path / "run")]
     end = launch(2, [*FLAGS, *paths])

@@ -11,7 +11,7 @@ from fastdeit.kernels import augment, normalise
 from fastdeit.kernels.augment_kernels import blur, tables
 from fastdeit.kernels.backend import use_backend
 from fastdeit.kernels.resize_kernels import passes, weights
-from tests.kernels.interpreter import INTERPRETED, poisoned_memory, unchecked_overflow
+from tests.kernels.interpreter import INTERPRETED, poisoned_memory
 
 _MODULES = (augment, blur, tables, normalise, passes, weights)
 # each block costs the same time, whatever its size
@@ -31,13 +31,9 @@ def quick_kernels() -> Iterator[None]:
     """Run the kernels also for CPU tensors, in large blocks, with new memory poisoned; on a GPU as
     they are."""
     with pytest.MonkeyPatch.context() as patch, use_backend("triton"), poisoned_memory():
-        if not INTERPRETED:
-            yield
-            return
-        for module in _MODULES:
+        for module in _MODULES if INTERPRETED else ():
             _enlarge_blocks(module, patch)
-        with unchecked_overflow():
-            yield
+        yield
 
 
 def _enlarge_blocks(module: ModuleType, patch: pytest.MonkeyPatch) -> None:

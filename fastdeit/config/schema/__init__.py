@@ -37,6 +37,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for section in dataclasses.fields(self):
+            getattr(self, section.name).check_finite()
             getattr(self, section.name).check()
         smoothed = self.distill.bce_loss and self.mix.smoothing > 0
         require(not smoothed, "smoothing", self.mix.smoothing, "0 with --bce-loss")

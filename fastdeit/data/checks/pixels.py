@@ -16,7 +16,7 @@ def find_odd_storage(image: ImageFile, data: bytes) -> str:
     if image.format == "BMP" and _read_arguments(image)[0] in _SIXTEEN_BITS:
         return "is a BMP of 16 bits a pixel, which DALI refuses or shows differently"
     if image.format == "PPM" and image.tile[0][0] != "raw":
-        return "is a PPM whose largest value is not 255, which decoders show differently"
+        return "is a PPM or PGM that stores no bytes of 0 to 255, which decoders show differently"
     if image.format != "PNG":
         return ""
     if image.mode == "P" and image.palette is None:

@@ -8,7 +8,6 @@ an epoch too) keeps DALI's queue full, and the thread of `ReadAhead` one micro-b
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from fastdeit.data.graphs.pipeline import build_train_pipeline, pack_draws
 from fastdeit.data.index import Index
 from fastdeit.data.loaders.ahead import ReadAhead
 from fastdeit.data.loaders.batch import Batch
+from fastdeit.data.loaders.division import Division
 from fastdeit.data.loaders.planned import Fed, Planned, Unmixed, feed_batch, make_batch, make_taker
 from fastdeit.data.loaders.stream import Stream, options_of
 from fastdeit.data.quarantine import Quarantine
@@ -42,69 +42,6 @@ class _Counted(NamedTuple):
 
     batch: Batch
     unrecorded: int
-
-
-@dataclass(frozen=True)
-class _Division:
-    """The division of an epoch into steps and of a step into micro-batches, on one process.
-
-    ranks: those whose samples this process takes, one after the other in each step; alternating:
-    see `Plan.ordinals`. Raises ValueError when the sizes do not divide.
-    """
-
-    plan: Plan
-    batch_size: int
-    micro_batch: int
-    world_size: int
-    ranks: tuple[int, ...]
-    alternating: bool
-
-    def __post_init__(self) -> None:
-        share = 2 * self.world_size
-        if self.batch_size % share:
-            raise ValueError(
-                f"batch_size must be a multiple of {share}, for pairs on {self.world_size} ranks "
-                f"(got {self.batch_size})"
-            )
-        share = self.batch_size // self.world_size
-        if self.micro_batch < 2 or self.micro_batch % 2 or share % self.micro_batch:
-            allowed = [size for size in range(2, share + 1, 2) if share % size == 0]
-            raise ValueError(
-                f"micro_batch must be an even divisor of {share}: {allowed} "
-                f"(got {self.micro_batch})"
-            )
-
-    @functools.cached_property
-    def steps(self) -> int:
-        """Return the number of steps in an epoch."""
-        return self.plan.steps_per_epoch(self.batch_size)
-
-    @property
-    def micro_steps(self) -> int:
-        """Return the number of micro-batches in a step."""
-        return self._micro_steps_of_rank * len(self.ranks)
-
-    @property
-    def micro_batches(self) -> int:
-        """Return the micro-batches of an epoch."""
-        return self.steps * self.micro_steps
-
-    @property
-    def _micro_steps_of_rank(self) -> int:
-        return self.batch_size // self.world_size // self.micro_batch
-
-    def ordinals(self, number: int) -> np.ndarray:
-        """Return int64 (micro_batch,): the samples of a micro-batch of an epoch."""
-        step, micro = divmod(number, self.micro_steps)
-        rank, place = divmod(micro, self._micro_steps_of_rank)
-        share = self.plan.ordinals(
-            step,
-            self.batch_size,
-            self.ranks[rank],
-            self.world_size,
-            alternating=self.alternating,
-        )
-        return share[place * self.micro_batch : (place + 1) * self.micro_batch]
 
 
 class TrainLoader:
@@ -136,7 +73,7 @@ class TrainLoader:
         period: int = 0,
         teacher_records: TeacherRecords | None = None,
     ) -> None:
-        self._division = _Division(
+        self._division = Division(
             plan, batch_size, micro_batch, world_size, tuple(ranks) or (rank,), alternating
         )
         self.steps_per_epoch = self._division.steps

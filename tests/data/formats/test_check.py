@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 AMBIGUOUS: dict[str, tuple[bytes, str]] = {
     "png-16-bit-grey": (encoded(Image.fromarray(WIDE[..., 0].astype(np.uint16)), "PNG"), "16 bits"),
     "png-animated-still": (animated(RGB, "PNG", default_image=True), "still image is no frame"),
-    "ppm-small-values": (b"P6 53 37 100\n" + bytes(PICTURE // 3), "PPM whose largest value"),
+    "ppm-small-values": (b"P6 53 37 100\n" + bytes(PICTURE // 3), "stores no bytes of 0 to 255"),
     "jpeg-cmyk-no-adobe": (without_adobe(TAKEN["jpeg-cmyk"]), "Adobe"),
 }
 

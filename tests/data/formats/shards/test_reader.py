@@ -74,6 +74,7 @@ print(sum(len(batch.images) for batch in loader.epoch(0)), len(plan.excluded))
 """
 
 
+@pytest.mark.slow
 def test_more_shards_than_may_be_open_train(tmp_path: Path) -> None:
     for number in range(300):
         write_tar(
