@@ -115,7 +115,8 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def frozen_stat(*arguments: Any, **options: Any) -> os.stat_result:
         facts = stat(*arguments, **options)
-        return os.stat_result(facts, facts.__reduce__()[1][1] | {"st_ctime_ns": 10**18})
+        named: Any = facts.__reduce__()[1][1]
+        return os.stat_result(facts, named | {"st_ctime_ns": 10**18})
 
     monkeypatch.setattr(os, "stat", frozen_stat)
 
