@@ -152,6 +152,17 @@ def test_kernels_is_the_tracked_link() -> None:
     assert Path(mix.__file__).resolve() == ROOT / "kernels" / "mix.py"
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "tests"])
+def test_no_installed_package_comes_before_a_folder_of_commands(folder: str) -> None:
+    # a folder without __init__.py comes after every package; wheels of pyarrow 17 bring benchmarks
+    assert (ROOT / folder / "__init__.py").is_file()
+
+
+def test_nothing_needs_pandas() -> None:
+    # before 26 pyarrow's to_pandas_dtype, too, imports pandas, which is not required
+    assert not [path for path in LIBRARY if "pandas" in path.read_text()]
+
+
 def test_importing_the_package_and_printing_versions_is_light() -> None:
     code = (
         "import fastdeit, fastdeit.config.recipes, fastdeit.__main__ as entry, sys\n"
