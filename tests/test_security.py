@@ -5,6 +5,7 @@ training/zero/test_config.py, tar members in test_shards.py, images in test_chec
 """
 
 import functools
+import gzip
 import io
 import json
 import os
@@ -34,6 +35,7 @@ from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine, QuarantinedImage, read_quarantine
+from fastdeit.models.sources import fetch_weights, find_remote
 from fastdeit.models.student import build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
 from fastdeit.models.teachers.view import Preprocessing
@@ -560,3 +562,32 @@ def test_bad_images_of_a_foreign_cache_must_be_rows_of_the_index(
     ]
     (tmp_path / "c" / "quarantine.jsonl").write_text("\n".join([*LINES, *lines]))
     assert list(read_bad_images(cache, index)) == [3]
+
+
+def test_header_as_long_as_an_archive_of_cifar_is_not_read(tmp_path: Path) -> None:
+    """A megabyte that is a gigabyte of zeros, in a header that tarfile would read whole."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 26
+    with gzip.open(tmp_path / "cifar-10-binary.tar.gz", "wb") as file:
+        file.write(header.tobuf() + bytes(1 << 26))
+    with at_most_mib(48), pytest.raises(DataError, match="holds no|header of 67,108,864 bytes"):
+        build_index(tmp_path, "train")
+
+
+@pytest.mark.parametrize("flag", ["--finetune", "--teacher-path", "--data-path", "--output-dir"])
+def test_no_setting_holds_a_secret(flag: str, shapes: Path) -> None:
+    scheme = "s3" if flag == "--output-dir" else "https"
+    flags = ["--data-path", str(shapes), flag, f"{scheme}://me:secret@host/x.pth?sig=secret"]
+    with pytest.raises(ValueError, match=f"{flag} must be without .*{scheme}://host/x") as caught:
+        parse_config(flags, "test")
+    assert "secret" not in str(caught.value).replace("?sig=secret", "" if scheme == "s3" else "x")
+    with pytest.raises(ValueError, match="must be without a password or a token") as caught:
+        read_weights(fetch_weights("https://host/x.pth?access_token=secret"))
+    assert "secret" not in str(caught.value)
+
+
+def test_revision_of_a_repository_leads_nowhere() -> None:
+    for name in ("hf-hub:a/b@../../x", "hf-hub:a/b@main/../../x"):
+        with pytest.raises(ValueError, match="a repository must be"):
+            find_remote(name)
+    assert find_remote("hf-hub:a/b@refs/pr/1")

@@ -38,6 +38,7 @@ from fastdeit.data.formats.listing import (
     read_columns,
 )
 from fastdeit.display.text import printable
+from fastdeit.storage.json_values import load_json
 
 VERSION = 3
 """Raised whenever a table of an older version must not be used as it is."""
@@ -100,8 +101,8 @@ def table_facts(table: pa.Table) -> dict[str, Any]:
 
 def _facts(schema: pa.Schema, versions: Sequence[int]) -> dict[str, Any]:
     try:
-        facts = json.loads((schema.metadata or {}).get(b"fastdeit", b"{}"))
-    except (ValueError, RecursionError):
+        facts = load_json((schema.metadata or {}).get(b"fastdeit", b"{}"))
+    except ValueError:
         return {}
     return facts if isinstance(facts, dict) and facts.get("version") in versions else {}
 

@@ -8,6 +8,8 @@ from urllib.parse import unquote
 
 _WEB = ("http", "https")
 _IN_TEXT = re.compile(r"https?://[^\s'\"<>]+")
+_SECRET = re.compile(r"sig(nature)?$|token|secret|passw|credential|key([-_]|$)|auth", re.IGNORECASE)
+"""In the name of a field of a query: S3's, Google's, CloudFront's, Azure's, and those of tokens."""
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
@@ -32,6 +34,16 @@ def hide_credentials(url: str) -> str:
         host, path = (re.split(r"[?#]", text)[0] for text in (host, path))
     # the @ of hf://datasets/OWNER/NAME@REVISION is behind the first slash
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
+
+
+def has_secret(path: str) -> bool:
+    """Return True for a URL with a user or a password, or whose query has what grants access: a
+    signature, a token or a key."""
+    if not is_url(path):
+        return False
+    host = re.split(r"[/?#]", path.partition("://")[2])[0]
+    fields = re.split(r"[&;#]", path.partition("?")[2])
+    return "@" in host or any(_SECRET.search(field.partition("=")[0]) for field in fields)
 
 
 def hide_in_text(text: str) -> str:
