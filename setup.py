@@ -44,10 +44,10 @@ setup(
     install_requires=[
         "torch>=2.10,<2.16",  # the newest tried is 2.15
         "torchvision>=0.25",
-        "timm>=1.0.26",
+        "timm>=1.0.29",  # its CutMix draws other boxes before
         "nvidia-dali-cuda120>=2.4",
         "deepspeed>=0.19.8,<0.20",
-        # no kernel spills registers with 3.6 and 3.9 (tests/kernels/test_resources.py); 3.10 will
+        # no kernel spills registers with 3.6 to 3.9 (tests/kernels/test_resources.py); 3.10 will
         # have another default for fused multiply-add
         "triton>=3.6,<3.10; platform_system == 'Linux'",
         "pillow>=12,<13",  # 13 resizes to other pixels, and refuses timm's posterize to 0 bits

@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--arch", type=int, nargs="+", default=[90, 80], choices=SHARED_LIMIT)
     parser.add_argument("--only", nargs="+", default=OPS, choices=OPS, help="ops")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--write", action="store_true", help="write the table (with all ops)")
+    action.add_argument("--write", action="store_true", help="write the tables, of all ops")
     action.add_argument(
         "--check", action="store_true", help="fail where a kernel is worse than in the table"
     )
@@ -187,8 +187,8 @@ def main() -> None:
         help="only the launch of each kernel that takes the most registers",
     )
     args = parser.parse_args()
-    if args.write and args.heaviest:
-        parser.error("--write must be used without --heaviest: it writes the whole table")
+    if args.write and (args.heaviest or set(args.only) < set(OPS)):
+        parser.error("--write must be used without --only and --heaviest: it writes whole tables")
     total = 0
     for arch in args.arch:
         chosen = [launch for launch in launches(tuple(args.only)) if launch.oldest <= arch]

@@ -80,6 +80,8 @@ def _attention_weights_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """Compute the softmax of one head for BLOCK_M queries of one image, into fp32 (B, PLACES, N, N)
+    at `place`; grid: images · blocks of queries."""
     BLOCKS: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
     image = (tl.program_id(0) // BLOCKS).to(tl.int64)
     rows = tl.program_id(0) % BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -123,6 +123,8 @@ def _augment_kernel(
     BLOCK: tl.constexpr,
     BLOCK_PART: tl.constexpr,
 ):
+    """Carry out the operation of one image in one layer for BLOCK of its pixels; grid: images,
+    blocks of pixels. table: uint8 (B, 3, 256); size: 3 · height · width."""
     image = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * BLOCK
     op = active_op(ops_ptr, image, layer, layers, allowed)

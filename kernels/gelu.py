@@ -89,6 +89,8 @@ def _gelu_fwd_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    """Add the bias and apply GELU to BLOCK_ROWS rows of BLOCK_D columns; grid: blocks of rows · of
+    columns."""
     col_blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     pid = tl.program_id(0)
     row = (pid // col_blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -116,6 +118,8 @@ def _gelu_bwd_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    """Compute dx of every row_programs-th block of BLOCK_ROWS rows, and their part of the sum for
+    dbias, fp32 (row_programs, D); grid: row_programs · blocks of columns."""
     col_blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     pid = tl.program_id(0)
     row_program = pid // col_blocks

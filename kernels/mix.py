@@ -88,6 +88,7 @@ def _mix_fwd_kernel(
     OUT_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Mix BLOCK elements of both images of a pair, read once; grid: pairs, blocks of elements."""
     pair = tl.program_id(0).to(tl.int64)
     # elements are in the order of the output, so that stores are always whole lines
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -164,7 +165,8 @@ def mix(
     out_dtype: torch.dtype | None = None,
     channels_last: bool = False,
 ) -> torch.Tensor:
-    """Mix each row with its partner, row i ^ 1; the inputs do not change, no gradient.
+    """Mix each row with its partner, row i ^ 1, by Mixup (arXiv 1710.09412) or CutMix (arXiv
+    1905.04899); the inputs do not change, no gradient.
 
     images: (B, 3, H, W) fp32, bf16 or fp16, B even, or `Pixels`, which are normalised and erased on
     the way, in fp32. lam: (B,) fp32. box: (B, 4) int32 y0, x0, y1, x1; empty: Mixup. Returns (B, 3,

@@ -65,6 +65,8 @@ def _mix_patches_fwd_kernel(
     IN_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Mix BLOCK pixels of both images of a pair, into patches of P · P pixels, and into images
+    unless mixed_ptr is None; grid: pairs, blocks of pixels."""
     pair = tl.program_id(0).to(tl.int64)
     # a block of pixels and all of its channels; reads are in order, writes in runs of P elements
     start = tl.program_id(1) * BLOCK

@@ -165,6 +165,8 @@ def _mlp_fwd_kernel(
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,
 ):
+    """Compute BLOCK_M rows and BLOCK_N columns of x·weightᵀ, add the bias, apply GELU; grid: blocks
+    of rows · of columns."""
     col_blocks: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
     rows = tl.program_id(0) // col_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     first = tl.program_id(0) % col_blocks * BLOCK_N
@@ -191,6 +193,8 @@ def _mlp_bwd_kernel(
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,
 ):
+    """Compute BLOCK_M rows and BLOCK_N columns of dh, of GELU again, and their part of the sum for
+    dbias, fp32 (blocks of rows, H); grid: blocks of rows · of columns."""
     col_blocks: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
     row_block = tl.program_id(0) // col_blocks
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)

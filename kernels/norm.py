@@ -82,6 +82,8 @@ def _norm_fwd_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    """Add and normalise BLOCK_ROWS of the B·N rows; grid: blocks of rows. mean, rstd: fp32
+    (rows,)."""
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     cols = tl.arange(0, BLOCK_D)
     mask_rows = row < rows

@@ -46,6 +46,8 @@ def _norm_bwd_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    """Compute dx and dbranch of every num_programs-th block of BLOCK_ROWS rows, and their part of
+    the sums over rows, fp32 (sums, programs, D); grid: programs."""
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     cols = tl.arange(0, BLOCK_D)

@@ -175,6 +175,7 @@ def _normalise_kernel(
     BLOCK: tl.constexpr,
     BLOCK_PART: tl.constexpr,
 ):
+    """Normalise and erase BLOCK pixels of one image; grid: images, blocks of pixels."""
     image = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * BLOCK
     pixels = (images_ptr, levels_ptr, erase_ptr, key_ptr)

@@ -29,6 +29,7 @@ def _sum_partials_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    """Add the P parts of BLOCK_D columns of one sum; grid: blocks of columns, sums."""
     k = tl.program_id(1).to(tl.int64)
     cols = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_cols = cols < D

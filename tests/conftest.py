@@ -60,7 +60,11 @@ HEAVY = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The long forms check the integers of interpreted kernels for overflow."""
+    """Save time where the results are equal; the long forms check the integers of interpreted
+    kernels for overflow."""
+    from tests.support.quick_flags import reuse_parsers
+
+    reuse_parsers()
     if os.environ.get("TRITON_INTERPRET") == "1":
         from tests.kernels.interpreter import hasten
 

@@ -152,6 +152,17 @@ def test_kernels_is_the_tracked_link() -> None:
     assert Path(mix.__file__).resolve() == ROOT / "kernels" / "mix.py"
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "tests"])
+def test_no_installed_package_comes_before_a_folder_of_commands(folder: str) -> None:
+    # a folder without __init__.py comes after every package; wheels of pyarrow 17 bring benchmarks
+    assert (ROOT / folder / "__init__.py").is_file()
+
+
+def test_nothing_needs_pandas() -> None:
+    # before 26 pyarrow's to_pandas_dtype, too, imports pandas, which is not required
+    assert not [path for path in LIBRARY if "pandas" in path.read_text()]
+
+
 def test_importing_the_package_and_printing_versions_is_light() -> None:
     code = (
         "import fastdeit, fastdeit.config.recipes, fastdeit.__main__ as entry, sys\n"
@@ -194,6 +205,12 @@ def test_a_room_is_small_and_says_what_it_holds() -> None:
         modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
         assert len(modules) <= 10, folder
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+
+
+def test_a_source_file_has_about_300_lines_at_most() -> None:
+    benchmarks = (ROOT / "benchmarks").rglob("*.py")
+    lines = {path: path.read_text().count("\n") for path in (*LIBRARY, *KERNELS, *benchmarks)}
+    assert len(lines) > 300 and not [str(path) for path, count in lines.items() if count > 320]
 
 
 def test_the_package_holds_entries_and_rooms_only() -> None:

@@ -14,6 +14,7 @@ from tests.support.launching import ROOT, clean_environment
 from tests.support.ranks import Ranks
 
 
+@pytest.mark.slow
 def test_every_block_runs_in_order(tmp_path: Path) -> None:
     blocks = read_blocks("library.md")
     assert len(blocks) == 13

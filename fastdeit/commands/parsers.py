@@ -59,7 +59,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
 }
 """Command -> the dataclass of its flags, or a function that returns its parser."""
 
-TRAINS = ("audit", "cache build", "cache sample", "estimate", "preview", "replay")
+TRAINS = ("audit", "cache build", "cache sample", "estimate", "preview", "recipes", "replay")
 """Commands that accept the flags of train, too."""
 
 

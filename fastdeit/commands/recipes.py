@@ -1,13 +1,14 @@
 """`fastdeit recipes`: the named starting points of a run.
 
 `list` prints each recipe in one line. `show NAME` prints the settings of one, as the file that
---config takes. `diff A B` prints what differs, and the flags that lead from A to B; each is a
-recipe, a run folder or a settings file.
+--config takes; with flags of fastdeit train, those of a run with them. `diff A B` prints what
+differs, and the flags that lead from A to B; each is a recipe, a run folder or a settings file.
 
 Exit codes: 0; 2 for a recipe or a run that does not exist.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ from rich.table import Column, Table
 from fastdeit.commands.errors import one_line_errors
 from fastdeit.commands.output import print_json
 from fastdeit.config.changes import read_settings
+from fastdeit.config.cli import parse_config
 from fastdeit.config.describe import describe_recipe, format_settings
 from fastdeit.config.flags import format_flag
-from fastdeit.config.options import parse_options
+from fastdeit.config.options import split_options
 from fastdeit.config.parse import name_flag, require_value
 from fastdeit.config.recipes import RECIPES, find_recipe
 from fastdeit.config.schema import Config
@@ -30,7 +32,7 @@ from fastdeit.display.text import quote_words
 from fastdeit.plan.build import build_spec
 from fastdeit.storage.run_folder import RunFolder
 
-_FORMS = "list, show NAME, or diff NAME NAME|RUN"
+_FORMS = "list, show NAME [FLAGS], or diff NAME NAME|RUN"
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,16 @@ class RecipesOptions:
 def recipes_command(argv: Sequence[str]) -> int:
     """Run `fastdeit recipes`; return 0. Exit with code 2 for what does not exist."""
     with one_line_errors():
-        options = parse_options(argv, RecipesOptions, "fastdeit recipes", __doc__ or "")
+        options, flags = split_options(argv, RecipesOptions, "fastdeit recipes", __doc__ or "")
         match options.action:
-            case () | ("list",):
+            case () | ("list",) if not flags:
                 _list(options.json)
             case ("show", name):
-                _show(name, options.json)
-            case ("diff", first, second):
+                _show(name, flags, options.json)
+            case ("diff", first, second) if not flags:
                 _diff(first, second, options.json)
             case words:
-                require_value(False, "recipes", quote_words(*words), _FORMS)
+                require_value(False, "recipes", quote_words(*words, *flags), _FORMS)
     return 0
 
 
@@ -72,15 +74,19 @@ def _list(as_json: bool) -> None:
     Terminal().show(table)
 
 
-def _show(name: str, as_json: bool) -> None:
+def _show(name: str, flags: Sequence[str], as_json: bool) -> None:
     config = find_recipe(name)
     recipe = RECIPES[name.replace("-", "_")]
+    description = inspect.cleandoc(recipe.__doc__ or "")
+    if flags:
+        config, _ = parse_config([*flags, "--recipe", name], "fastdeit recipes show")
+        description += f"\n\nWith {quote_words(*flags)}"
     plan = build_spec(config).describe()
     if as_json:
         facts = {"name": recipe.__name__, "description": describe_recipe(recipe), "plan": plan}
         print_json(Terminal(), facts | {"settings": config.to_dict()})
         return
-    Terminal().say(format_settings(config, recipe.__doc__ or "", plan).rstrip())
+    Terminal().say(format_settings(config, description, plan).rstrip())
 
 
 def _diff(first: str, second: str, as_json: bool) -> None:

@@ -123,9 +123,12 @@ def _list_fields(kind: Any) -> Iterator[_Field]:
 def split_options(
     argv: Sequence[str], kind: type[Options], prog: str, description: str
 ) -> tuple[Options, list[str]]:
-    """Return the flags of `kind` among those of a command line, as `parse_options`, and all other
-    flags with their values, as those of `fastdeit train`."""
-    own = _list_flags(list(_list_fields(kind)))
+    """Return the flags and places of `kind` among those of a command line, as `parse_options`, and
+    all other flags with their values, as those of `fastdeit train`."""
+    fields = list(_list_fields(kind))
+    # what stands before the first flag
+    before = {""} if any(field.is_place for field in fields) else set()
+    own = before | set(_list_flags(fields))
     parts = list(split_flags(argv))
     mine = [token for name, tokens in parts if name in own for token in tokens]
     others = [token for name, tokens in parts if name not in own for token in tokens]

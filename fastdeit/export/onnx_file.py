@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import nn
 
 from fastdeit.config.parse import require, require_value
 from fastdeit.export.check import Run
@@ -41,6 +42,7 @@ def export_onnx(
     """
     check_onnx(precision)
     network = build_network(loaded, heads, precision)
+    _check_size(network)
     model = _convert(trace(network, loaded.view.size, loaded.name), heads, loaded.name)
 
     def save(file: BinaryIO, description: dict[str, object]) -> None:
@@ -62,6 +64,13 @@ def check_onnx(precision: Precision) -> None:
         except ImportError as error:
             advice = "pip install 'fastdeit[onnx]'"
             raise ValueError(f"ONNX needs the package {name}: {advice} ({error})") from None
+
+
+def _check_size(network: nn.Module) -> None:
+    """Raise ValueError unless the weights fit into one file of ONNX."""
+    size = sum(value.nbytes for value in network.state_dict().values())
+    limit = f"at most {_MAX_BYTES:,} bytes of weights"
+    require_value(size < _MAX_BYTES, "a model in one ONNX file", size, limit)
 
 
 def _convert(program: torch.export.ExportedProgram, heads: Heads, name: str) -> Any:
@@ -100,9 +109,6 @@ def _encode(model: Any) -> bytes:
     """Return the bytes of an ONNX file with all weights inside."""
     import onnx_ir
 
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    limit = f"at most {_MAX_BYTES:,} bytes of weights"
-    require_value(size < _MAX_BYTES, "a model in one ONNX file", size, limit)
     return bytes(onnx_ir.to_proto(model).SerializeToString())
 
 

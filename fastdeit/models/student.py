@@ -66,8 +66,7 @@ class Student(TokenEmbedding):
         check_sizes(image_size, patch_size, embed_dim, num_heads, drop_path)
         super().__init__(embed_dim, image_size, patch_size, distilled, no_embed_class, reg_tokens)
         self.num_classes = num_classes
-        self.num_features = embed_dim
-        self.head_hidden_size = embed_dim
+        self.num_features = self.head_hidden_size = embed_dim
         self.num_heads = num_heads
         self.init_values = init_values
         self.drop_path_rates = spread_drop_path(drop_path, depth, constant_drop_path)

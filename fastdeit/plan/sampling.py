@@ -47,9 +47,11 @@ JITTER = 11
 _TRIES = 10
 
 _THREE = np.array([OPS.index(name) for name in THREE_OPS], np.int32)
-_THREE_ARGS = np.array([0.0, 128.0, 0.0])  # none; PIL's default threshold; the radius is drawn
-_BLUR = THREE_OPS.index("GaussianBlur")
-_BLUR_RADIUS = OPERATIONS[_THREE[_BLUR]].span or (0.0, 0.0)
+_FIXED = {"SolarizeIncreasing": (128.0, 128.0)}  # PIL's default threshold
+# lowest and highest argument of each
+_THREE_SPANS = np.array(
+    [_FIXED.get(name) or OPERATIONS[OPS.index(name)].span or (0.0, 0.0) for name in THREE_OPS]
+)
 _JITTER = np.array([OPS.index(name) for name in JITTER_OPS], np.int32)
 _JITTER_ORDERS = np.array(list(itertools.permutations(range(3))))
 _PADDING = 4  # of the simple random crop, reflected
@@ -60,7 +62,7 @@ _Try = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """From uniforms (4, n) and limits (n, 2) to boxes (n, 4) and whether each fits (n,)."""
 
 
-def within(u: np.ndarray, low: float, high: float) -> np.ndarray:
+def within(u: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
     """Return uniforms in (low, high) from uniforms in (0, 1)."""
     return low + u * (high - low)
 
@@ -191,11 +193,11 @@ def rand_augment(
 
 
 def three_augment(stream: RandomStream, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one of grey, solarise and blur, each as likely: int32 operations and float64 arguments,
-    both (B, 1)."""
+    """Draw one of `THREE_OPS`, each as likely, and its argument out of its span: int32 operations
+    and float64 arguments, both (B, 1)."""
     u = uniform(stream(ordinals, [(THREE_AUGMENT, 0)])[0])
-    chosen = np.floor(u[0] * 3).astype(np.int32)
-    args = np.where(chosen == _BLUR, within(u[1], *_BLUR_RADIUS), _THREE_ARGS[chosen])
+    chosen = np.floor(u[0] * len(_THREE)).astype(np.int32)
+    args = within(u[1], *_THREE_SPANS[chosen].T)
     return _THREE[chosen][:, None], args[:, None]
 
 

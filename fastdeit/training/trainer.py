@@ -1,8 +1,10 @@
 """The training step: from the micro-batches of a rank to new weights and statistics.
 
-It reads as the data flows: mix the pairs, run or look up the teacher, run the student, the loss,
-backward and step (training/zero/update.py), the EMA. What a step returns are tensors on the device;
-the host learns whether a step was applied after it has launched the next one.
+`Trainer.train_step` is the whole of it, and the methods below it are in the order of their calls:
+set the rates; for each micro-batch mix the pairs, run or look up the teacher, run the student, the
+loss and backward (training/forward.py, training/losses.py); then update the weights
+(training/zero/update.py) and the EMA. What a step returns are tensors on the device; the host
+learns whether a step was applied after it has launched the next one.
 """
 
 import functools
@@ -134,36 +136,9 @@ class Trainer:
                 for number, batch in enumerate(micro_batches)
             ]
         self._finish(self._run)
-        self._launched(micro_steps)
+        self._note_launch(micro_steps)
         losses = _mean([micro.losses for micro in micro_steps])
         return torch.cat((losses, self.update.grad_norm.view(1)))
-
-    def record_graphs(self, batch: Batch) -> None:
-        """Record the graphs of the steps to come, if there are any; the state stays bit-equal.
-
-        batch: a micro-batch with the shapes and dtypes of those to come. A collective.
-        """
-        if self.graphs is None:
-            return
-        self._prepare()
-        with use_backend(self.kernels):
-            loss = self._loss_of(batch, self.criterion)
-            for number in range(min(2, self.update.micro_steps)):
-                self._run_backward(self.graphs.record, loss, number)
-        self._finish(self.graphs.record)
-
-    @property
-    def _run(self) -> Run:
-        return run_eagerly if self.graphs is None else self.graphs.run
-
-    def skip_step(self) -> None:
-        """Advance by one step without training."""
-        self.schedule.step_update(self.state.step)
-        self.state.step += 1
-
-    def _rates(self) -> list[float]:
-        """Return the learning rate of each group in the last step."""
-        return [group["lr"] for group in self.schedule.optimizer.param_groups]
 
     def _prepare(self) -> None:
         """Set what the next step finds: modes, buffers, learning rates."""
@@ -171,17 +146,8 @@ class Trainer:
         self.schedule.step_update(self.state.step)
         self.update.set_rates(self._rates())
 
-    def _launched(self, micro_steps: list[MicroStep]) -> None:
-        """Record the step that was just launched, then wait for the step before it: its flag is
-        read before the second step after it reuses the place."""
-        before = self._last
-        flag = self._flags.send(self.update.skipped)
-        self._last = LaunchedStep(self.state.step, micro_steps, self._flags, flag)
-        self.state.step += 1
-        if before is not None:
-            before.applied  # noqa: B018
-
     def _micro_step(self, number: int, batch: Batch, criterion: Criterion) -> MicroStep:
+        """Run forward and backward of a micro-batch, and reduce its gradient; return its record."""
         state = self.state
         state.digest = add_digests(state.digest, batch.digest)
         loss = self._loss_of(batch, criterion)
@@ -191,6 +157,27 @@ class Trainer:
         losses = self._run_backward(run, loss, number)
         self.update.reduce(number)
         return MicroStep(losses, batch.ordinals, batch.image_index, batch.digest)
+
+    def _loss_of(self, batch: Batch, criterion: Criterion) -> MicroLoss:
+        """Mix a micro-batch, run or look up the teacher; return the loss that is left to do."""
+        needs_teacher = self.teacher is not None and batch.teacher_record is None
+        inputs, images = self.forward.mix(batch, with_images=needs_teacher)
+        teacher_output = self._teacher_output(batch, images)
+        tensors = (inputs, batch.labels, batch.lam, batch.drop_path_mask, teacher_output)
+        return MicroLoss(self.forward, criterion, tensors)
+
+    @torch.no_grad()
+    def _teacher_output(self, batch: Batch, images: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the recorded output if the batch has one, else the output for the mixed images."""
+        if batch.teacher_record is not None:
+            assert self.decode is not None, "teacher records need their decoder"
+            return self.decode(batch.teacher_record)
+        if self.teacher is None or images is None:
+            return None
+        # a function may change what a graph would repeat as it was
+        is_network = getattr(self.teacher, "is_network", False)
+        run = self._run if is_network else run_eagerly
+        return run("teacher", self.teacher, images)
 
     def _run_backward(self, run: Run, loss: MicroLoss, number: int) -> Any:
         """Run forward and backward of a micro-batch; return its losses, as `Update.backward`."""
@@ -213,26 +200,42 @@ class Trainer:
         self.update.step(run)
         run("EMA", functools.partial(self.state.finish_step, self.update.skipped))
 
-    def _loss_of(self, batch: Batch, criterion: Criterion) -> MicroLoss:
-        """Mix a micro-batch, run or look up the teacher; return the loss that is left to do."""
-        needs_teacher = self.teacher is not None and batch.teacher_record is None
-        inputs, images = self.forward.mix(batch, with_images=needs_teacher)
-        teacher_output = self._teacher_output(batch, images)
-        tensors = (inputs, batch.labels, batch.lam, batch.drop_path_mask, teacher_output)
-        return MicroLoss(self.forward, criterion, tensors)
+    def _note_launch(self, micro_steps: list[MicroStep]) -> None:
+        """Record the step that was just launched, then wait for the step before it: its flag is
+        read before the second step after it reuses the place."""
+        before = self._last
+        flag = self._flags.send(self.update.skipped)
+        self._last = LaunchedStep(self.state.step, micro_steps, self._flags, flag)
+        self.state.step += 1
+        if before is not None:
+            before.applied  # noqa: B018
 
-    @torch.no_grad()
-    def _teacher_output(self, batch: Batch, images: torch.Tensor | None) -> torch.Tensor | None:
-        """Return the recorded output if the batch has one, else the output for the mixed images."""
-        if batch.teacher_record is not None:
-            assert self.decode is not None, "teacher records need their decoder"
-            return self.decode(batch.teacher_record)
-        if self.teacher is None or images is None:
-            return None
-        # a function may change what a graph would repeat as it was
-        is_network = getattr(self.teacher, "is_network", False)
-        run = self._run if is_network else run_eagerly
-        return run("teacher", self.teacher, images)
+    def skip_step(self) -> None:
+        """Advance by one step without training."""
+        self.schedule.step_update(self.state.step)
+        self.state.step += 1
+
+    def record_graphs(self, batch: Batch) -> None:
+        """Record the graphs of the steps to come, if there are any; the state stays bit-equal.
+
+        batch: a micro-batch with the shapes and dtypes of those to come. A collective.
+        """
+        if self.graphs is None:
+            return
+        self._prepare()
+        with use_backend(self.kernels):
+            loss = self._loss_of(batch, self.criterion)
+            for number in range(min(2, self.update.micro_steps)):
+                self._run_backward(self.graphs.record, loss, number)
+        self._finish(self.graphs.record)
+
+    @property
+    def _run(self) -> Run:
+        return run_eagerly if self.graphs is None else self.graphs.run
+
+    def _rates(self) -> list[float]:
+        """Return the learning rate of each group in the last step."""
+        return [group["lr"] for group in self.schedule.optimizer.param_groups]
 
 
 def _mean(values: list[torch.Tensor]) -> torch.Tensor:

@@ -22,6 +22,8 @@ def _attention_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """Attend BLOCK_M queries of one image and head to all keys, BLOCK_N at a time; grid: pairs of
+    image and head · blocks of queries. lse: fp32 (B, H, N), of base 2."""
     BLOCKS: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
     STRIDE: tl.constexpr = 3 * H * D
     FULL: tl.constexpr = N // BLOCK_N * BLOCK_N if TAIL else N

@@ -118,6 +118,8 @@ def _attention_bwd_whole_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """Compute dQ, dK and dV of one image and head, whose N queries fit into BLOCK_M; grid:
+    pairs."""
     pair = tl.program_id(0).to(tl.int64)
     offs = pair // H * (N * 3 * H * D) + pair % H * D
     offs_out = pair // H * (N * H * D) + pair % H * D

@@ -46,6 +46,8 @@ def _attention_resident_kernel(
     LAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
+    """Attend all queries of one image and head, BLOCK_M at a time, to keys in parts of FIRST,
+    SECOND and LAST; grid: pairs of image and head."""
     STRIDE: tl.constexpr = 3 * H * D
     TWO: tl.constexpr = FIRST + SECOND
     pair = tl.program_id(0).to(tl.int64)

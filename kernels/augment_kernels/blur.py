@@ -91,6 +91,8 @@ def _augment_box_kernel(
     stride,
     BLOCK: tl.constexpr,
 ):
+    """Blur BLOCK bytes of one image by one box, if its operation is a blur; grid: images, blocks of
+    bytes. stride: bytes between neighbours on a line; last: index of the last one."""
     image = tl.program_id(0).to(tl.int64)
     if active_op(ops_ptr, image, layer, layers, allowed) == BLUR:
         count, inner, outer = _box_weights(

@@ -103,6 +103,8 @@ def _augment_statistics_kernel(
     BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
 ):
+    """Count the levels of BLOCK · STEPS pixels of one image, or sum their grey, into int32
+    (B, chunks, 3, 256); grid: images, chunks."""
     image = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     op = active_op(ops_ptr, image, layer, layers, allowed)
@@ -153,6 +155,7 @@ def _equalize(counts, level, pixels):
 def _augment_table_kernel(
     ops_ptr, args_ptr, counts_ptr, table_ptr, layers, layer, allowed, pixels, chunks
 ):
+    """Fill one channel of the table of one image, in uint8 (B, 3, 256); grid: images, 3."""
     image = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1)
     op = active_op(ops_ptr, image, layer, layers, allowed)

@@ -53,6 +53,8 @@ def _distill_fwd_kernel(
     BLOCK: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
+    """Compute the loss of one row of one head and its gradient, K logits; the program that ends
+    last adds the rows. grid: batch, heads."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     if head == 0:
@@ -121,6 +123,7 @@ def _distill_fwd_kernel(
 
 @triton.jit
 def _distill_bwd_kernel(grads_ptr, grad_loss_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    """Multiply BLOCK of the n gradients by the incoming one, a single number; grid: blocks."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     grads = tl.load(grads_ptr + offs, mask=offs < n, other=0.0).to(tl.float32)
     scaled = grads * tl.load(grad_loss_ptr).to(tl.float32)

@@ -55,6 +55,8 @@ def _mix_pixels_kernel(
     BLOCK: tl.constexpr,
     BLOCK_PART: tl.constexpr,
 ):
+    """Normalise, erase and mix BLOCK pixels of both images of a pair; grid: pairs, blocks of
+    pixels."""
     pair = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * BLOCK
     pixels = (images_ptr, levels_ptr, erase_ptr, key_ptr)

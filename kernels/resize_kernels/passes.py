@@ -68,7 +68,8 @@ def _resize_first_kernel(
     BLOCK_LINES: tl.constexpr,
 ):
     """Resize the lines of one crop along themselves, BLOCK pixels of each; only lines that the
-    second pass takes."""
+    second pass takes. grid: crops, blocks of pixels, programs, each with every so many-th block of
+    lines."""
     crop = tl.program_id(0).to(tl.int64)
     table_ptr += crop * COLUMNS
     step = tl.load(table_ptr + STEP).to(tl.int32)
@@ -123,7 +124,8 @@ def _resize_second_kernel(
     BLOCK: tl.constexpr,
     BLOCK_LINES: tl.constexpr,
 ):
-    """Resize the lines of one crop across: BLOCK bytes of BLOCK_LINES outputs; size: 3 * S."""
+    """Resize the lines of one crop across: BLOCK bytes of BLOCK_LINES outputs; size: 3 * S.
+    grid: crops, blocks of outputs, blocks of bytes."""
     crop = tl.program_id(0).to(tl.int64)
     table_ptr += crop * COLUMNS
     last = tl.load(table_ptr + BOTTOM).to(tl.int32) - 1

@@ -84,8 +84,8 @@ def _value(tap, first, count, centre, share):
 
 @triton.jit
 def _resize_weights_kernel(table_ptr, inputs_ptr, weights_ptr, S, size, BLOCK: tl.constexpr):
-    """Compute the weights of some outputs, of any pass of any crop; size: how many outputs there
-    are."""
+    """Compute the weights of BLOCK outputs, of any pass of any crop; grid: blocks of the `size`
+    outputs."""
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
     row = offs // S

@@ -56,6 +56,18 @@ def test_what_is_shown_explains_every_field(capsys: Captured) -> None:
     assert lines[fields[0] - 1] == "  # then it is fetched first."
 
 
+def test_what_flags_change_is_shown(tmp_path: Path, capsys: Captured) -> None:
+    argv = ["--lr", "1e-3", "--aa", "none"]
+    assert recipes_command(["show", "digits", *argv]) == 0
+    path = tmp_path / "recipe.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert "# With --lr 1e-3 --aa none\n" in path.read_text()
+    assert read_settings(path, "test") == parse_config(["--recipe", "digits", *argv], "test")[0]
+    assert recipes_command(["show", "digits", "--json", *argv]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["settings"]["optim"]["lr"] == 1e-3 and "randaug" not in described["plan"]
+
+
 def test_the_settings_are_json_too(capsys: Captured) -> None:
     assert recipes_command(["show", "digits", "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
@@ -87,13 +99,24 @@ def test_a_run_is_compared_with_its_recipe(tmp_path: Path, capsys: Captured) -> 
 @pytest.mark.parametrize(
     ("argv", "error"),
     [
-        ("shw", "recipes must be list, show NAME, or diff NAME NAME|RUN (got 'shw')"),
-        ("show", "recipes must be list, show NAME, or diff NAME NAME|RUN (got 'show')"),
+        (
+            "shw",
+            "recipes must be list, show NAME [FLAGS], or diff NAME NAME|RUN (got 'shw')",
+        ),
+        (
+            "show",
+            "recipes must be list, show NAME [FLAGS], or diff NAME NAME|RUN (got 'show')",
+        ),
         ("show nothing", "--recipe must be one of deit, deit_paper"),
-        ("diff deit", "recipes must be list, show NAME, or diff NAME NAME|RUN (got 'diff deit')"),
+        (
+            "diff deit",
+            "recipes must be list, show NAME [FLAGS], or diff NAME NAME|RUN (got 'diff deit')",
+        ),
         ("diff deit nothing", "recipes diff must be a recipe (fastdeit recipes lists them), a run"),
         ("diff deit .", "a run folder or a settings file (got '.')"),
-        ("list --colour", "--colour is not a flag"),
+        ("list --lr 1", "or diff NAME NAME|RUN (got 'list --lr 1')"),
+        ("show digits --colour", "--colour is not a flag"),
+        ("show digits --lr 0", "--lr must be above 0 (got 0.0)"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -101,3 +101,10 @@ def test_help_has_groups_and_defaults(capsys: pytest.CaptureFixture[str]) -> Non
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert "size options" in shown and "Images in a batch. (default: 256)" in shown
+
+
+def test_numbers_are_finite_and_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse("~/a.jpg", "--checkpoint=~/run").checkpoint == "/home/me/run"
+    with pytest.raises(ValueError, match="--mean must be finite"):
+        parse("a.jpg", "--checkpoint", "b", "--mean", "nan", "0", "0")

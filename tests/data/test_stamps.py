@@ -115,9 +115,8 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def frozen_stat(*arguments: Any, **options: Any) -> os.stat_result:
         facts = stat(*arguments, **options)
-        names = [name for name in dir(facts) if name.startswith("st_")]
-        values = {name: getattr(facts, name) for name in names}
-        return os.stat_result(tuple(facts), values | {"st_ctime_ns": 10**18})
+        named: Any = facts.__reduce__()[1][1]
+        return os.stat_result(facts, named | {"st_ctime_ns": 10**18})
 
     monkeypatch.setattr(os, "stat", frozen_stat)
 

@@ -125,6 +125,7 @@ def test_a_timm_model_has_one_output(name: str, tmp_path: Path) -> None:
         export_onnx(loaded, tmp_path / "x.onnx", heads="both")
 
 
+@pytest.mark.slow
 def test_an_export_that_differs_is_refused_and_the_older_file_stays(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

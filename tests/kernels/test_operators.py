@@ -8,6 +8,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,10 +40,8 @@ from tests.kernels.interpreter import DEVICE
 
 interpreter.correct()
 KERNELS = Path(__file__).parents[2] / "kernels"
-OPS = (
-    "attention attention_bwd attention_weights add_norm add_norm_bwd gelu gelu_bwd mlp_fwd mlp_bwd "
-    "mix mix_patches distill distill_bwd augment resize"
-).split()
+SOURCES = sorted(KERNELS.rglob("*.py"))
+OPS = [name for path in SOURCES for name in re.findall(r'@operator\(\s*"(\w+)"', path.read_text())]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +51,7 @@ def kernels() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("path", sorted(KERNELS.rglob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_only_operators_py_registers_kernels(path: Path) -> None:
     """custom_op and its like cost the host several times as much at each call."""
     used = set()
@@ -63,6 +62,14 @@ def test_only_operators_py_registers_kernels(path: Path) -> None:
             used |= {alias.name for alias in node.names}
     assert not used & {"custom_op", "triton_op", "register_autograd"}
     assert path.stem == "operators" or not used & {"Library", "register_fake", "impl", "define"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_a_kernel_names_the_work_of_a_program_and_its_grid(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+            is_kernel = bool(node.decorator_list)
+            assert not is_kernel or "grid:" in (ast.get_docstring(node) or ""), node.name
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -77,6 +77,12 @@ def test_tables_have_the_same_launches_of_both_tritons_and_none_spills(arch: int
     assert launches["3.6.0"] == launches["3.9.0"]
 
 
+def test_the_launches_of_every_benchmark_are_compiled() -> None:
+    files = (ROOT / "benchmarks").glob("bench_*.py")
+    with_launches = {file.stem for file in files if "\nLAUNCHES = " in file.read_text()}
+    assert with_launches == {f"bench_{op}" for op in resources.OPS}
+
+
 @pytest.mark.parametrize("arch", [90, 80])
 def test_rows_of_a_table_have_keys_of_their_own(arch: int) -> None:
     keys = [tuple(row[name] for name in ("triton", *resources.KEYS)) for row in read_all(arch)]
@@ -94,6 +100,17 @@ def test_written_rows_replace_those_of_the_same_triton(
         resources.write([{"triton": version, "registers": registers}], 90)
     found = [(row["triton"], row["registers"]) for row in read_all(90)]
     assert found == [("3.6.0", "2"), ("3.9.0", "3")]
+
+
+@pytest.mark.parametrize("part", [["--only", "mix"], ["--heaviest"]])
+def test_a_table_is_not_written_from_a_part_of_the_launches(
+    part: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["resources", "--write", *part])
+    monkeypatch.setattr(resources, "launches", lambda ops: pytest.fail("compiled"))
+    with pytest.raises(SystemExit) as ended:
+        resources.main()
+    assert ended.value.code == 2
 
 
 def test_heaviest_launches_cover_every_kernel_of_the_table() -> None:

@@ -5,7 +5,7 @@ from PIL import Image, ImageFilter
 from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
 from torchvision.transforms import functional
 
-from fastdeit.plan.operations import RAND_AUGMENT_OPS, op_arguments
+from fastdeit.plan.operations import OPERATIONS, RAND_AUGMENT_OPS, op_arguments
 
 FILL = (124, 116, 104)
 WHOLE = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
@@ -39,10 +39,12 @@ def timm_op(image: np.ndarray, name: str, arg: float) -> np.ndarray:
 
 
 def arguments_of(op: int, count: int) -> np.ndarray:
-    """Return arguments over the whole range of magnitudes, with both ends and both signs; blur
-    radii of 0.1 to 2, and a few larger ones."""
+    """Return arguments over the whole range of magnitudes, with both ends and both signs; outside
+    RandAugment over the operation's span, and a few beyond it."""
     magnitude = np.random.default_rng(op).uniform(0, 10, count)
     magnitude[:4] = 0, 0, 10, 10
     if op >= len(RAND_AUGMENT_OPS):
-        return np.where(np.arange(count) % 8 == 7, 4 * magnitude, 0.1 + 0.19 * magnitude)
+        low, high = OPERATIONS[op].span or (0.0, 0.0)
+        inside = low + (high - low) * magnitude / 10
+        return np.where(np.arange(count) % 8 == 7, 2 * high * magnitude, inside)
     return op_arguments(np.full(count, op), magnitude, np.arange(count) % 2 == 1)

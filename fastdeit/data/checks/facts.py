@@ -13,7 +13,7 @@ from fastdeit.data.formats.check import UNREAD, Checked, ImageInfo
 
 HEADER_ONLY = "header_only"
 """Column of a table: True where the header alone was looked at; in older tables, nowhere."""
-_NUMBERS = {"height": pa.int32(), "width": pa.int32(), "orientation": pa.int8()}
+_NUMBERS = {"height": np.int32, "width": np.int32, "orientation": np.int8}
 _TEXTS = ("format", "mode", "fault")
 
 
@@ -39,9 +39,7 @@ class Facts:
     def __init__(self, count: int) -> None:
         self.depth = np.zeros(count, np.uint8)
         self.is_sure = np.zeros(count, bool)
-        self._numbers = {
-            name: np.zeros(count, kind.to_pandas_dtype()) for name, kind in _NUMBERS.items()
-        }
+        self._numbers = {name: np.zeros(count, kind) for name, kind in _NUMBERS.items()}
         self._texts = {name: _Texts(count) for name in _TEXTS}
 
     def __len__(self) -> int:

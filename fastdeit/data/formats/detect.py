@@ -48,6 +48,11 @@ class SplitLocation:
         return self.kind
 
     @property
+    def is_list(self) -> bool:
+        """Return True if the images are named in a file, and may lie anywhere."""
+        return self.kind == "list"
+
+    @property
     def home(self) -> Path:
         """Return the folder that may hold a `classes.txt`."""
         return self.paths[0].parent

@@ -15,7 +15,7 @@ _END_S = 1.0  # for threads that are not waiting for a server
 class TransferPool:
     """Threads that fetch files into a folder; the first error ends them all.
 
-    The threads are daemons: one that waits for a silent server holds no process up. Attributes:
+    The threads are daemons: one that waits for a silent server ends with the process. Attributes:
     received, the bytes of the files that have arrived, from earlier fetches, too.
     """
 

@@ -13,9 +13,11 @@ def count_heads(model: nn.Module, name: str, size: int, num_classes: int) -> int
 
     name: of the model, for errors; size: side of the images in pixels. The pass is made in torch's
     meta device, in training mode, and changes nothing. Raises SettingError, in one line, for a
-    model that does not run on images of this size, or returns something else than the logits
-    (B, num_classes) of one head or two. A model that the meta device cannot run counts as one head.
+    model that shares weights between modules, does not run on images of this size, or returns
+    something else than the logits (B, num_classes) of one head or two. A model that the meta device
+    cannot run counts as one head.
     """
+    _refuse_shared(model, name)
     try:
         outputs = _run_on_meta(model, size)
     except Exception as error:
@@ -32,6 +34,15 @@ def count_heads(model: nn.Module, name: str, size: int, num_classes: int) -> int
     found = " and ".join(map(str, shapes))
     require(ok, "model", name, f"{allowed}, not {found} for two images")
     return len(heads)
+
+
+def _refuse_shared(model: nn.Module, name: str) -> None:
+    """Raise SettingError for a model with a parameter of two names: a file of safetensors holds
+    each tensor once."""
+    every = [key for key, _ in model.named_parameters(remove_duplicate=False)]
+    shared = sorted(set(every) - {key for key, _ in model.named_parameters()})
+    allowed = f"a model that shares no weights; {len(shared)} are shared, such as {shared[:1]}"
+    require(not shared, "model", name, allowed)
 
 
 def _run_on_meta(model: nn.Module, size: int) -> Any:

@@ -66,6 +66,7 @@ def test_steps_lead_to_the_images_of_training(root: Path) -> None:
             np.testing.assert_array_equal(mixed[outside], erased[outside])
 
 
+@pytest.mark.slow
 def test_three_augment_and_simple_crop_are_shown(root: Path) -> None:
     index, plan, config = parts(root, "--aa", "3a", "--src")
     titles = [cell.title for cell in samples(index, plan, config, np.arange(2), 0)[0]]

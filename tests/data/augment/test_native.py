@@ -14,7 +14,7 @@ from torchvision.transforms import functional
 
 from fastdeit.data.augment.native import native_window, pack_ops, rand_augment
 from fastdeit.data.augment.native_operands import pack_operands
-from fastdeit.plan.operations import OPS, RAND_AUGMENT_OPS, op_arguments
+from fastdeit.plan.operations import OPERATIONS, OPS, RAND_AUGMENT_OPS, op_arguments
 from fastdeit.plan.plan import Plan, SampleParams
 from fastdeit.plan.spec import PlanSpec
 from tests.support.places import Distances, device_of, to_numpy
@@ -115,10 +115,12 @@ def arguments_of(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return ops and args, (count, 1), over the whole range of magnitudes, both ends included."""
     magnitude = np.random.default_rng(1).uniform(0, 10, count)
     magnitude[:4] = 0, 0, 10, 10
-    ops = np.full((count, 1), OPS.index(name), np.int32)
+    number = OPS.index(name)
+    ops = np.full((count, 1), number, np.int32)
     if name not in RAND_AUGMENT_OPS:
-        # radius 2 itself, whose weights are tenths, makes ties, which no random radius does
-        return ops, (magnitude[:, None] * 0.1899 + 0.1) * (name == "GaussianBlur")
+        low, high = OPERATIONS[number].span or (0.0, 0.0)
+        # a radius of 2 itself, whose weights are tenths, makes ties, which no random radius does
+        return ops, low + (high - low) * 0.09995 * magnitude[:, None]
     return ops, op_arguments(ops, magnitude[:, None], np.arange(count)[:, None] % 2 == 1)
 
 

@@ -59,6 +59,15 @@ def test_other_outputs_are_refused_in_one_line(outputs: object, message: str) ->
     assert "\n" not in error and len(error) < 300
 
 
+def test_model_that_shares_weights_is_refused() -> None:
+    """Those of CoaT: safetensors stores no tensor under two names."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"1 are shared, such as \['1.weight'\]"):
+        count_heads(model, "coat_tiny", SIZE, 3)
+    assert model[0].weight.device.type == "cpu"
+
+
 def test_model_that_asserts_another_size_is_refused() -> None:
     def fail(images: torch.Tensor) -> torch.Tensor:
         raise AssertionError

@@ -38,7 +38,7 @@ class FolderSource:
         """Return the names in the folder itself that hold the splits; None for all, as the files of
         a list may be anywhere."""
         found = [find_split(self._root, split) for split in splits]
-        if not found or any(split.kind == "list" for split in found):
+        if not found or any(split.is_list for split in found):
             return None
         paths = [path for split in found for path in split.paths]
         return {os.path.relpath(path, self._root).partition("/")[0] for path in paths}
