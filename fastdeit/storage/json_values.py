@@ -23,10 +23,15 @@ def load_json(text: str | bytes) -> Any:
     except RecursionError as error:
         raise ValueError(str(error)) from None
     # most texts have fewer brackets, and are not walked through
-    brackets = "[{" if isinstance(text, str) else b"[{"
-    if sum(map(text.count, brackets)) > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+    if _count_brackets(text) > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise ValueError(f"values are nested more than {MAX_DEPTH} deep")
     return value
+
+
+def _count_brackets(text: str | bytes) -> int:
+    if isinstance(text, str):
+        return text.count("[") + text.count("{")
+    return text.count(b"[") + text.count(b"{")
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
