@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+from fastdeit.storage.user_cache import find_user_cache
+
 _WEB = ("http", "https")
 _IN_TEXT = re.compile(r"https?://[^\s'\"<>]+")
 _SECRET = re.compile(r"sig(nature)?$|token|secret|passw|credential|key([-_]|$)|auth", re.IGNORECASE)
@@ -57,8 +59,7 @@ def find_cached(url: str, kind: str, shown: str = "") -> Path:
     kind: "data" or "runs"; $FASTDEIT_DATA or $FASTDEIT_RUNS names another place than fastdeit/KIND
     in the cache folder. shown: what its name is from, where not the URL itself.
     """
-    user = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    home = os.environ.get(f"FASTDEIT_{kind.upper()}") or os.path.join(user, "fastdeit", kind)
+    home = os.environ.get(f"FASTDEIT_{kind.upper()}") or find_user_cache() / "fastdeit" / kind
     return Path(home).expanduser() / name_cached(url, shown or url)
 
 
