@@ -39,7 +39,7 @@ from fastdeit.data.formats.listing import (
 )
 from fastdeit.display.text import printable
 from fastdeit.storage.json_values import load_json
-from fastdeit.storage.user_cache import find_user_cache
+from fastdeit.storage.urls import find_user_cache
 
 VERSION = 3
 """Raised whenever a table of an older version must not be used as it is."""

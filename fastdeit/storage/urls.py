@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from fastdeit.storage.user_cache import find_user_cache
-
 _WEB = ("http", "https")
 _IN_TEXT = re.compile(r"https?://[^\s'\"<>]+")
 _SECRET = re.compile(r"sig(nature)?$|token|secret|passw|credential|key([-_]|$)|auth", re.IGNORECASE)
@@ -51,6 +49,11 @@ def has_secret(path: str) -> bool:
 def hide_in_text(text: str) -> str:
     """Return a text, as the message of a library, with its web addresses without credentials."""
     return _IN_TEXT.sub(lambda found: hide_credentials(found[0]), text)
+
+
+def find_user_cache() -> Path:
+    """Return the cache folder of this user; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def find_cached(url: str, kind: str, shown: str = "") -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastdeit.doctor.findings import Finding, Target, fail, good, warn, warn_of
 from fastdeit.doctor.scratch import open_any_scratch
-from fastdeit.storage.user_cache import find_user_cache
+from fastdeit.storage.urls import find_user_cache
 
 _ARCH = 90
 _FAR = 1e-5  # relative error of an fp32 kernel

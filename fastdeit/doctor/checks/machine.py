@@ -13,7 +13,7 @@ import psutil
 
 from fastdeit.distributed.environment import count_local_ranks, is_alone
 from fastdeit.doctor.findings import GIB, MIB, Finding, Target, fail, good, warn, warn_of
-from fastdeit.storage.user_cache import find_user_cache
+from fastdeit.storage.urls import find_user_cache
 
 CGROUPS = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")

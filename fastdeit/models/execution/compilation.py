@@ -4,7 +4,6 @@ they are.
 torch's random numbers are drawn as without the compiler, so DropPath and dropout are the same.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,11 +13,8 @@ import torch
 from torch import nn
 
 from fastdeit.config.parse import require
-from fastdeit.storage.user_cache import find_user_cache
 
 BACKEND = "inductor"
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
-"""The variable that names the folder of the compiled code."""
 _OPTIONS = {"fallback_random": True}
 
 
@@ -46,8 +42,6 @@ def compile_function(function: Callable[..., torch.Tensor]) -> Callable[..., tor
 
 
 def _arguments() -> dict[str, Any]:
-    # torch's default is a name in /tmp that every user can guess, and what is there is run
-    os.environ.setdefault(CACHE, str(find_user_cache() / "fastdeit" / "torchinductor"))
     return {"backend": BACKEND, "options": _OPTIONS if BACKEND == "inductor" else None}
 
 
