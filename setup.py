@@ -65,7 +65,7 @@ setup(
         "rich>=13",
         "pyyaml>=6",
         "jinja2>=3.1",  # the page of a report; torch brings it too
-        "tensorboard>=2.16",
+        "tensorboard>=2.17.1",  # older ones need NumPy 1
         "matplotlib>=3.8",
         "scipy>=1.12",  # reads ImageNet's meta.mat
         "scikit-learn>=1.4",  # the embedded data set of the recipe `digits`

@@ -165,7 +165,8 @@ def mix(
     out_dtype: torch.dtype | None = None,
     channels_last: bool = False,
 ) -> torch.Tensor:
-    """Mix each row with its partner, row i ^ 1; the inputs do not change, no gradient.
+    """Mix each row with its partner, row i ^ 1, by Mixup (arXiv 1710.09412) or CutMix (arXiv
+    1905.04899); the inputs do not change, no gradient.
 
     images: (B, 3, H, W) fp32, bf16 or fp16, B even, or `Pixels`, which are normalised and erased on
     the way, in fp32. lam: (B,) fp32. box: (B, 4) int32 y0, x0, y1, x1; empty: Mixup. Returns (B, 3,

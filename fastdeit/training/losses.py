@@ -27,7 +27,8 @@ Criterion = Callable[..., LossParts]
 @dataclass(frozen=True)
 class DistillationLoss:
     """The loss of a run: kind "none", "soft" or "hard", weight alpha, temperature tau, label
-    smoothing. A model with one head has both losses on it.
+    smoothing (DeiT, arXiv 2012.12877, equations 2 and 3). A model with one head has both losses on
+    it.
 
     legacy: divide the soft form by the number of classes too, as deit's code does. bce: the base is
     binary cross-entropy to the binarised mixed target (DeiT III). Raises ValueError for a value out

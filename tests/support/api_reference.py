@@ -1,8 +1,11 @@
 """docs/api.md, made of the docstrings: `python -m tests.support.api_reference` writes it."""
 
+import ast
 import dataclasses
 import inspect
+import itertools
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +38,7 @@ def write_reference() -> str:
 def _describe(name: str, value: Any) -> str:
     lines = [_show_signature(name, value), _clean(value), ""]
     if inspect.isclass(value):
+        lines += [f"- **`{field}`**: {' '.join(doc.split())}" for field, doc in _list_fields(value)]
         for method, function in _list_methods(value):
             doc = _clean(function)
             call = "" if isinstance(function, property) else str(_signature(function))
@@ -47,8 +51,19 @@ def _show_signature(name: str, value: Any) -> str:
     is_made_by_a_function = "made by `" in _clean(value)
     if inspect.isclass(value) and (issubclass(value, Exception) or is_made_by_a_function):
         return ""
-    parameters = ",\n".join(f"    {part}" for part in _signature(value).parameters.values())
-    return f"```text\n{name}(\n{parameters},\n)\n```\n"
+    parameters = [f"    {part},\n" for part in _signature(value).parameters.values()]
+    listed = f"\n{''.join(parameters)}" if parameters else ""
+    return f"```text\n{name}({listed})\n```\n"
+
+
+def _list_fields(value: type) -> Iterator[tuple[str, str]]:
+    """Return the fields of a class that have a string below them, which inspect does not see."""
+    (defined,) = ast.parse(textwrap.dedent(inspect.getsource(value))).body
+    assert isinstance(defined, ast.ClassDef)
+    for field, below in itertools.pairwise(defined.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            assert isinstance(field.target, ast.Name)
+            yield field.target.id, ast.literal_eval(below.value)
 
 
 def _signature(function: Any) -> inspect.Signature:
