@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from fastdeit.commands.imports import pause_collection
 from fastdeit.display.terminal import Terminal, end_on_closed_pipe, replace_closed_streams, show_log
+from fastdeit.display.text import suggest_near
 from fastdeit.distributed.versions import find_commit, versions
 from fastdeit.reliability import launcher
 
@@ -202,7 +203,8 @@ def main() -> int:
     if name == "--version":
         Terminal().say(_version())
         return 0
-    Terminal(stderr=True).say(f"fastdeit: error: no command {name!r}\n{_usage()}")
+    near = suggest_near(name, COMMANDS)
+    Terminal(stderr=True).say(f"fastdeit: error: no command {name!r}{near}; all: fastdeit --help")
     return 2
 
 

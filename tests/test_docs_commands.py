@@ -29,6 +29,7 @@ RUN_ELSEWHERE = {
 }
 # pages whose Python another file runs
 PYTHON_ELSEWHERE = {
+    "docs/data.md": "tests/data/formats/test_detect.py",
     "docs/export.md": "tests/export/test_guide.py",
     "docs/first-model.md": "tests/test_first_model.py",
     "docs/library.md": "tests/test_library_docs.py",
@@ -46,6 +47,7 @@ NOT_RUN = {
     r"benchmarks[./]": "measures for minutes; tests/benchmarks/ has the short form",
     r"s3://|hf://|'https://host": "needs a store at a URL; tests/data/remote/ has servers",
     r"--hostfile|^sbatch": "needs several machines; tests/distributed/test_machines.py",
+    r"--finetune deit_tiny": "needs published weights; docs/finetuning.md has runs with our own",
     r"deit_base\.pth|deit_small_distilled_patch16_224 --|--checkpoint deit_small": "needs published"
     " weights; tests/inference/test_load.py has their form",
     r"imagenetv2|imagenet-a|imagenet-r|--real-labels": "needs 1,000 classes of published images;"

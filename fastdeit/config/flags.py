@@ -1,7 +1,6 @@
 """The flags of a command line: which exist, which values they take, and those of a `Config`."""
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from fastdeit.config.parse import name_flag, runs_code
 from fastdeit.config.recipes import find_recipe
 from fastdeit.config.schema import Config
-from fastdeit.display.text import quote_words
+from fastdeit.display.text import quote_words, suggest_near
 
 _BASE = {"--recipe": str, "--config": str, "--local-rank": int, "--help": bool, "-h": bool}
 _NAMES = {int: "a whole number", float: "a number", str: "one value"}
@@ -75,9 +74,7 @@ def check_flag(name: str, values: Sequence[str], known: Mapping[str, Any]) -> No
     """Raise ValueError, naming what is allowed, for a flag that does not exist, or for values that
     are not of its type; known: the type of every flag."""
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.75)
-        hint = f"; near: {', '.join(near)}" if near else ""
-        raise ValueError(f"{name} is not a flag{hint}")
+        raise ValueError(f"{name} is not a flag{suggest_near(name, known, cutoff=0.75)}")
     if not _are_of_type(values, known[name]):
         allowed = _name_type(known[name])
         raise ValueError(f"{name} must be {allowed} (got {' '.join(values)!r})")

@@ -4,7 +4,9 @@ A name may hold bytes that are not UTF-8 (Python then has surrogates, which no s
 line breaks, a terminal's escape sequences, or marks that reverse the direction of all that follows.
 """
 
+import difflib
 import shlex
+from collections.abc import Iterable
 
 TITLE_LETTERS = 14
 """Of a class's name in the title of a picture."""
@@ -40,6 +42,13 @@ def shorten(name: object, limit: int) -> str:
         return text
     end = (limit - 1) // 2
     return f"{text[: limit - 1 - end]}…{text[len(text) - end :]}"
+
+
+def suggest_near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return "; near: ..." with the two known names nearest to this one, or "" if none is near;
+    cutoff: how alike, from 0 to 1 (`difflib.get_close_matches`)."""
+    near = difflib.get_close_matches(name, list(known), n=2, cutoff=cutoff)
+    return f"; near: {', '.join(near)}" if near else ""
 
 
 def quote_words(*words: object) -> str:

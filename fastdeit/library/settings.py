@@ -1,7 +1,6 @@
 """The settings of a loader as keyword arguments: fields of `Config`, by their names there."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ from typing_extensions import TypedDict
 
 from fastdeit.config.file import config_from_dict
 from fastdeit.config.schema import Config
+from fastdeit.display.text import suggest_near
 
 
 class LoaderSettings(TypedDict, total=False):
@@ -68,6 +68,5 @@ def check_names(given: Iterable[str], allowed: Iterable[str], source: str) -> No
     does."""
     for name in given:
         if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, n=2)
-            hint = f"; near: {', '.join(near)}" if near else ""
-            raise TypeError(f"{source}() has no keyword argument {name!r}{hint}")
+            near = suggest_near(name, allowed)
+            raise TypeError(f"{source}() has no keyword argument {name!r}{near}")

@@ -157,7 +157,7 @@ def _read_num_heads(metadata: dict[str, str]) -> int | None:
 def suggest_names(name: str) -> str:
     """Return "; near: ..." with the names nearest to this one, of ours and timm's models, or "" if
     none is near."""
-    near = difflib.get_close_matches(name, [*SIZES, *timm.list_models()], n=3)
+    near = difflib.get_close_matches(name, {*SIZES, *timm.list_models()}, n=3)
     return f"; near: {', '.join(near)}" if near else ""
 
 

@@ -236,6 +236,10 @@ def test_values_that_are_not_allowed_are_refused_in_one_line(argv: list[str], me
         ("--drop-pth 0", "--drop-pth is not a flag; near: --drop-path"),
         ("--no-lr 1", "--no-lr is not a flag; near: --no-src, --min-lr"),
         ("--xyzzy", "--xyzzy is not a flag"),
+        (
+            "--recipe trasnfer",
+            f"--recipe must be one of {', '.join(RECIPES)} (got 'trasnfer'); near: transfer",
+        ),
         ("--lr inf", "--lr must be finite (got inf)"),
         ("--warmup-epochs inf", "--warmup-epochs must be finite (got inf)"),
         ("--mean nan 0 0", "--mean must be finite (got nan 0.0 0.0)"),

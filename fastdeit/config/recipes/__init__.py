@@ -16,6 +16,7 @@ from fastdeit.config.recipes.small import (
     fashion_mnist_teacher,
 )
 from fastdeit.config.schema import Config
+from fastdeit.display.text import suggest_near
 
 _ALL = (
     deit,
@@ -40,5 +41,6 @@ def find_recipe(name: str) -> Config:
     none."""
     recipe = RECIPES.get(name.replace("-", "_"))
     if recipe is None:
-        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)} (got {name!r})")
+        near = suggest_near(name, RECIPES)
+        raise ValueError(f"--recipe must be one of {', '.join(RECIPES)} (got {name!r}){near}")
     return recipe()

@@ -81,6 +81,8 @@ def find_split(root: Path, split: str) -> SplitLocation:
             if found:
                 return found
     expected = _FORMATS.format(split=split)
+    if split == "train" and set(class_folders(root)).isdisjoint(VALIDATION) and _has_classes(root):
+        expected = "two splits: docs/data.md#one-folder-of-classes divides class folders"
     raise DataError(f"{root}: holds no {split!r}; found {_shown(root)}; expected {expected}")
 
 
@@ -112,6 +114,11 @@ def refuse_unordered(root: Path, split: str) -> None:
             f"{found.home}: training reads images in random order, which Parquet files do not "
             f"allow; write them to shards: fastdeit pack {root} OUTPUT --copy (docs/imagenet.md)"
         )
+
+
+def _has_classes(root: Path) -> bool:
+    """Return whether two or more folders in `root` have images."""
+    return sum(bool(image_files(root / name)) for name in class_folders(root)) > 1
 
 
 def _found_list(root: Path, split: str) -> SplitLocation:
