@@ -10,7 +10,7 @@ from pathlib import Path
 
 from setuptools import find_namespace_packages, find_packages, setup
 
-ONNX = ["onnx>=1.19", "onnxruntime>=1.20", "onnxscript>=0.5"]  # fastdeit export to ONNX
+ONNX = ["onnx>=1.21", "onnxruntime>=1.20", "onnxscript>=0.5"]  # fastdeit export to ONNX
 REMOTE = ["s3fs>=2024.6", "gcsfs>=2024.6"]  # --data-path s3://... and gs://...
 REPORT = ["plotly>=6"]  # the plots of report.html
 WANDB = ["wandb>=0.19"]  # --log-wandb
@@ -50,7 +50,7 @@ setup(
         # no kernel spills registers with 3.6 to 3.9 (tests/kernels/test_resources.py); 3.10 will
         # have another default for fused multiply-add
         "triton>=3.6,<3.10; platform_system == 'Linux'",
-        "pillow>=12,<13",  # 13 resizes to other pixels, and refuses timm's posterize to 0 bits
+        "pillow>=12.3,<13",  # 13 resizes to other pixels, and refuses timm's posterize to 0 bits
         "numpy>=2.0",
         "numba>=0.61",  # the exact augmentation
         "pyarrow>=17",
@@ -64,11 +64,11 @@ setup(
         "shtab>=1.13",  # shell completion
         "rich>=13",
         "pyyaml>=6",
-        "jinja2>=3.1",  # the page of a report; torch brings it too
+        "jinja2>=3.1.6",  # the page of a report; torch brings it too
         "tensorboard>=2.17.1",  # older ones need NumPy 1
         "matplotlib>=3.8",
         "scipy>=1.12",  # reads ImageNet's meta.mat
-        "scikit-learn>=1.4",  # the embedded data set of the recipe `digits`
+        "scikit-learn>=1.5",  # the embedded data set of the recipe `digits`
         "typing-extensions>=4.10",  # torch brings it too
     ],
     extras_require={

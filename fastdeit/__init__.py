@@ -10,6 +10,8 @@ import os
 import pwd
 from typing import TYPE_CHECKING, Any
 
+from fastdeit.storage.urls import find_user_cache
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -89,7 +91,20 @@ def _name_user() -> None:
         os.environ.setdefault("HOME", "/")  # as docker does; not to be written to
 
 
+def _place_compiled_code() -> None:
+    """Have the code of torch.compile in the user's cache, if that can be written.
+
+    torch chooses when it is imported: a name in /tmp that every user can guess, and make first; and
+    what lies there is run.
+    """
+    place = find_user_cache() / "fastdeit" / "torchinductor"
+    above = next(folder for folder in place.parents if folder.exists())
+    if os.access(above, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place))
+
+
 _name_user()
+_place_compiled_code()
 
 
 def __getattr__(name: str) -> Any:

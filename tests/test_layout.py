@@ -34,7 +34,7 @@ USES = {"analysis", "audit", "doctor", "estimate", "export", "inference", "repor
 ROOMS: dict[str, set[str]] = {
     "train": {"commands", "display", "distributed", "reliability"},
     "__main__": {"commands", "display", "distributed", "reliability"},
-    "__init__": {"library", "tracking", *PARTS},
+    "__init__": {"library", "storage", "tracking", *PARTS},
     "commands": {"library", "mirror", "replay", "run", *USES, *PARTS, *STORAGE},
     "library": {"mirror", "run", *USES, *PARTS, *STORAGE},
     "replay": {"run", "tracking", *PARTS, *STORAGE},

@@ -5,6 +5,7 @@ training/zero/test_config.py, tar members in test_shards.py, images in test_chec
 """
 
 import functools
+import gzip
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,17 +25,21 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from scipy.io import savemat
 from torch import nn
 
 from fastdeit.config.cli import parse_config
 from fastdeit.config.schema import Config
 from fastdeit.data import table
 from fastdeit.data.formats.check import MAX_PIXELS, check_image
+from fastdeit.data.formats.imagenet import _synsets
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine, QuarantinedImage, read_quarantine
+from fastdeit.data.remote.sources.web import _read_range, _read_size
+from fastdeit.models.sources import fetch_weights, find_remote
 from fastdeit.models.student import build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
 from fastdeit.models.teachers.view import Preprocessing
@@ -560,3 +566,53 @@ def test_bad_images_of_a_foreign_cache_must_be_rows_of_the_index(
     ]
     (tmp_path / "c" / "quarantine.jsonl").write_text("\n".join([*LINES, *lines]))
     assert list(read_bad_images(cache, index)) == [3]
+
+
+def test_header_as_long_as_an_archive_of_cifar_is_not_read(tmp_path: Path) -> None:
+    """A megabyte that is a gigabyte of zeros, in a header that tarfile would read whole."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 26
+    with gzip.open(tmp_path / "cifar-10-binary.tar.gz", "wb") as file:
+        file.write(header.tobuf() + bytes(1 << 26))
+    with at_most_mib(48), pytest.raises(DataError, match="holds no|header of 67,108,864 bytes"):
+        build_index(tmp_path, "train")
+
+
+@pytest.mark.parametrize("flag", ["--finetune", "--teacher-path", "--data-path", "--output-dir"])
+def test_no_setting_holds_a_secret(flag: str, shapes: Path) -> None:
+    scheme = "s3" if flag == "--output-dir" else "https"
+    flags = ["--data-path", str(shapes), flag, f"{scheme}://me:secret@host/x.pth?sig=secret"]
+    with pytest.raises(ValueError, match=f"{flag} must be without .*{scheme}://host/x") as caught:
+        parse_config(flags, "test")
+    assert "secret" not in str(caught.value).replace("?sig=secret", "" if scheme == "s3" else "x")
+    with pytest.raises(ValueError, match="must be without a password or a token") as caught:
+        read_weights(fetch_weights("https://host/x.pth?access_token=secret"))
+    assert "secret" not in str(caught.value)
+
+
+def test_revision_of_a_repository_leads_nowhere() -> None:
+    for name in ("hf-hub:a/b@../../x", "hf-hub:a/b@main/../../x"):
+        with pytest.raises(ValueError, match="a repository must be"):
+            find_remote(name)
+    assert find_remote("hf-hub:a/b@refs/pr/1")
+
+
+def test_table_of_synsets_that_claims_millions_is_not_read(tmp_path: Path) -> None:
+    savemat(tmp_path / "meta.mat", {"synsets": np.zeros((1, 1 << 23))}, do_compression=True)
+    with pytest.raises(DataError, match="8,388,608 rows, at most 100,000"):
+        _synsets(tmp_path / "meta.mat")
+    cells = io.BytesIO()
+    savemat(cells, {"synsets": np.array([[np.array([["a"]], object)]], object)})
+    inner = cells.getvalue().rindex(struct.pack("<ii", 1, 1), 0, -40)
+    data = bytearray(cells.getvalue())
+    data[inner : inner + 8] = struct.pack("<ii", 1 << 30, 1 << 10)
+    (tmp_path / "meta.mat").write_bytes(data)
+    with pytest.raises(DataError, match="is not the devkit's table of synsets"):
+        _synsets(tmp_path / "meta.mat")
+
+
+def test_sizes_of_thousands_of_digits_are_no_sizes() -> None:
+    for text in ("bytes 0-0/" + "9" * 5000, "bytes " + "9" * 5000 + "-1/x"):
+        response = httpx2.Response(206, headers={"Content-Range": text})
+        assert _read_size(response) is None
+        assert "9" * 5000 not in str(_read_range(response) or "")

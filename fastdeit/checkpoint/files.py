@@ -14,6 +14,7 @@ import torch
 
 from fastdeit.storage.atomic import read_bounded, sync
 from fastdeit.storage.file_hash import hash_file
+from fastdeit.storage.json_values import load_json
 from fastdeit.storage.tensor_files import write_tensors
 
 FORMAT = 1
@@ -144,8 +145,8 @@ def read_state(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file of at most `JSON_LIMIT` bytes. Raises ValueError, OSError."""
     try:
-        value = json.loads(read_bounded(path, JSON_LIMIT))
-    except (ValueError, RecursionError):
+        value = load_json(read_bounded(path, JSON_LIMIT))
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: damaged: must be a JSON object of at most {JSON_LIMIT:,} bytes")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fastdeit.storage.urls import hide_credentials
+from fastdeit.storage.urls import has_secret, hide_credentials
 
 ARCHIVES = ("torchscript", "export")
 """Kinds of --teacher-model whose file is a recorded program."""
@@ -98,6 +98,13 @@ def refuse_credentials(name: str, url: str) -> None:
     shown = hide_credentials(url)
     allowed = "without user, password and query in a URL; fastdeit fetch takes them"
     require(url == shown, name, f"{shown} with them", allowed)
+
+
+def refuse_secret(name: str, source: str) -> None:
+    """Raise SettingError, without it, for weights at a URL that has a password, a signature or a
+    token: a setting is printed and stored."""
+    allowed = "without a password or a token in a URL; download that file, and name it"
+    require(not has_secret(source), name, f"{hide_credentials(source)} with one", allowed)
 
 
 def name_flag(field: str) -> str:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from fastdeit.data.formats.listing import open_table, read_columns
 from fastdeit.data.index import Index
 from fastdeit.storage.atomic import atomic_open
+from fastdeit.storage.json_values import load_json
 
 _GONE = "gone, damaged or changed since the run began"
 
@@ -63,7 +64,7 @@ def read_images(file: Path, root: Path) -> Index:
 
 
 def _read_facts(schema: pa.Schema) -> dict[str, Any]:
-    facts = json.loads((schema.metadata or {}).get(b"fastdeit", b"null"))
+    facts = load_json((schema.metadata or {}).get(b"fastdeit", b"null"))
     if not isinstance(facts, dict):
         raise ValueError("the list of the training images is not one of a run")
     return facts

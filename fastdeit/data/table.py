@@ -38,6 +38,8 @@ from fastdeit.data.formats.listing import (
     read_columns,
 )
 from fastdeit.display.text import printable
+from fastdeit.storage.json_values import load_json
+from fastdeit.storage.urls import find_user_cache
 
 VERSION = 3
 """Raised whenever a table of an older version must not be used as it is."""
@@ -49,7 +51,7 @@ _log = logging.getLogger(__name__)
 def table_places(root: Path, split: str, cache_dir: Path | None) -> list[Path]:
     """Return where a split's table may be stored, best first."""
     name = split if re.fullmatch(r"[\w-][\w.-]*", split) else _slug(split)
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    user = find_user_cache()
     key = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
     folders = [Path(cache_dir)] if cache_dir else [root / ".fastdeit", user / "fastdeit" / key]
     return [folder / f"{name}.parquet" for folder in folders]
@@ -100,8 +102,8 @@ def table_facts(table: pa.Table) -> dict[str, Any]:
 
 def _facts(schema: pa.Schema, versions: Sequence[int]) -> dict[str, Any]:
     try:
-        facts = json.loads((schema.metadata or {}).get(b"fastdeit", b"{}"))
-    except (ValueError, RecursionError):
+        facts = load_json((schema.metadata or {}).get(b"fastdeit", b"{}"))
+    except ValueError:
         return {}
     return facts if isinstance(facts, dict) and facts.get("version") in versions else {}
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -15,10 +16,10 @@ ANSWER_S = 20.0
 
 def choose_scratch(output_dir: str) -> str:
     """Return the path of a folder that does not exist, in `output_dir` or, before a first run, in
-    the folder above it that exists."""
+    the folder above it that exists. Nobody can guess it: what is compiled there is run."""
     wanted = Path(output_dir).absolute()
     home = next(place for place in (wanted, *wanted.parents) if place.is_dir())
-    return str(home / f".fastdeit-doctor-{socket.gethostname()}-{os.getpid()}")
+    return str(home / f".fastdeit-doctor-{socket.gethostname()}-{secrets.token_hex(8)}")
 
 
 def answers(path: str) -> bool:
@@ -37,7 +38,7 @@ def _look_at(path: str) -> None:
 def open_scratch(target: Target) -> Path:
     """Return the scratch folder, which exists then. Raises OSError."""
     folder = Path(target.scratch)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(0o700, exist_ok=True)
     return folder
 
 
@@ -48,7 +49,7 @@ def open_any_scratch(target: Target) -> Path:
         return open_scratch(target)
     except OSError:
         folder = _name_other(target)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(0o700, exist_ok=True)
         return folder
 
 

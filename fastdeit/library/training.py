@@ -3,7 +3,6 @@ run needs of a GPU, `estimate_memory`, and altogether, `estimate_run`; the page 
 `write_report`; their differences, `compare_runs`."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from fastdeit.report.record import read_run
 from fastdeit.run.identity import check_same_everywhere, check_same_run
 from fastdeit.run.preflight import check_config, fetch_weight_files
 from fastdeit.storage.atomic import read_bounded
+from fastdeit.storage.json_values import load_json
 from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.urls import is_url
 from fastdeit.tracking.build import check_trackers, load_callbacks
@@ -104,7 +104,7 @@ def train_run(config: Config, *, callbacks: Sequence[Callback] = ()) -> dict[str
             return stop_early(run_folder, world, str(reason))
         if prepared is None:
             finish_mirror(config, guards)
-            return on_rank0(lambda: json.loads(read_bounded(run_folder.summary, _MAX_BYTES)))
+            return on_rank0(lambda: load_json(read_bounded(run_folder.summary, _MAX_BYTES)))
         from fastdeit.library.execution import execute_run
         from fastdeit.run.report import report_failure
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from fastdeit.data.remote.source import FetchError, Transient
 from fastdeit.mirror.store import RunStore
+from fastdeit.storage.json_values import load_json
 
 NAME = "lock"
 LEASE_S = 60.0
@@ -125,7 +126,7 @@ class Lease:
 
 def _name_holder(data: bytes | None) -> str:
     try:
-        holder = json.loads(data or b"")
+        holder = load_json(data or b"")
         return f"process {int(holder['pid'])} on {str(holder['host'])[:64]!r}"
     except (ValueError, TypeError, KeyError):
         return "another process"

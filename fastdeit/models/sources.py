@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
 from fastdeit.models.sizes import suggest_names
 from fastdeit.storage.download import cache_place, download
 from fastdeit.storage.run_folder import RunFolder
+from fastdeit.storage.urls import has_secret, hide_credentials
 
 HUB = "hf-hub:"
 LOCAL = "local-dir:"
@@ -38,7 +39,8 @@ FORMS = "a file, a folder, hf-hub:OWNER/NAME, https://... or a timm model"
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 """Weights in a folder of timm or of the Hub, in timm's order."""
-_HUB_NAME = re.compile(HUB + r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
+_HUB_NAME = re.compile(HUB + r"([\w.-]+/[\w.-]+)(?:@((?!.*\.\.)[\w./-]+))?", re.ASCII)
+"""Of git, a revision has no `..`; and it becomes a path in the cache."""
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
@@ -118,7 +120,7 @@ def find_run(source: str | Path) -> RunFolder | None:
 def find_remote(source: str | Path) -> Repository | str | None:
     """Return the repository or the address behind a source; None for a path.
 
-    Raises ValueError for a repository that cannot exist.
+    Raises ValueError for a repository that cannot exist, and for an address with a secret.
     """
     name = str(source)
     if name.startswith(HUB):
@@ -127,6 +129,9 @@ def find_remote(source: str | Path) -> Repository | str | None:
             raise ValueError(f"a repository must be {HUB}OWNER/NAME[@REVISION] (got {name!r})")
         return Repository(found[1], found[2])
     if name.startswith(ADDRESSES):
+        if has_secret(name):
+            problem = "must be without a password or a token: download that file, and name it"
+            raise ValueError(f"the address of weights {problem} (got {hide_credentials(name)})")
         return name
     is_model = timm.is_model_pretrained(name) and not Path(name).exists()
     return _find_pretrained(name) if is_model else None

@@ -8,18 +8,29 @@ it lives, one on another host until the file is removed.
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from fastdeit.storage.atomic import open_no_link
+from fastdeit.storage.jsonl import format_line, parse_record
 from fastdeit.storage.run_folder import RunFolder
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """The process that holds a lock; started: its start, in seconds since 1970."""
+
+    host: str
+    pid: int
+    boot: str
+    started: float
 
 
 class RunLock:
@@ -41,11 +52,11 @@ class RunLock:
         while self._descriptor is None:
             self._descriptor = self._try()
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(_this_process()).encode(), 0)
+        os.pwrite(self._descriptor, format_line(_this_process()).encode(), 0)
 
     def _try(self) -> int | None:
         """Return a locked descriptor; None if the file was removed after it was opened."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = open_no_link(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -59,13 +70,13 @@ class RunLock:
         os.close(descriptor)
         return None
 
-    def _refusal(self, holder: dict[str, Any]) -> str:
+    def _refusal(self, holder: _Holder | None) -> str:
         who = "another process"
         advice = f"stop it with `touch {self._stop_request}`"
-        if holder:
-            since = time.strftime("%F %T", time.localtime(holder["started"]))
-            who = f"process {holder['pid']} on {holder['host']} since {since}"
-            if holder["host"] != socket.gethostname():
+        if holder is not None:
+            since = time.strftime("%F %T", time.localtime(holder.started))
+            who = f"process {holder.pid} on {holder.host} since {since}"
+            if holder.host != socket.gethostname():
                 advice += f", or remove {self._path} if it is dead"
         return f"--output-dir: {self._folder} is in use by {who}; {advice}, or name another folder"
 
@@ -87,34 +98,30 @@ class RunLock:
         self.release()
 
 
-def _this_process() -> dict[str, Any]:
+def _this_process() -> _Holder:
     started = psutil.Process().create_time()
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "boot": _boot_id(),
-        "started": started,
-    }
+    return _Holder(socket.gethostname(), os.getpid(), _boot_id(), started)
 
 
-def _read_holder(descriptor: int) -> dict[str, Any]:
-    """Return what the holder wrote; empty if it has not yet."""
+def _read_holder(descriptor: int) -> _Holder | None:
+    """Return what the holder wrote; None if it has not yet."""
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-        return holder if {"host", "pid", "boot", "started"} <= set(holder) else {}
-    except (ValueError, TypeError):
-        return {}
+        holder = parse_record(os.pread(descriptor, 4096, 0), _Holder)
+        time.localtime(holder.started)  # which takes no moment in millions of years
+    except (ValueError, OverflowError):
+        return None
+    return holder
 
 
-def _may_be_alive(holder: dict[str, Any]) -> bool:
-    if not holder:
+def _may_be_alive(holder: _Holder | None) -> bool:
+    if holder is None:
         return False
-    if holder["host"] != socket.gethostname():
+    if holder.host != socket.gethostname():
         return True
-    with contextlib.suppress(psutil.NoSuchProcess):
-        started = psutil.Process(holder["pid"]).create_time()
+    with contextlib.suppress(psutil.NoSuchProcess, ValueError, OverflowError):
+        started = psutil.Process(holder.pid).create_time()
         # a process's start time moves a little when the clock is set
-        return holder["boot"] == _boot_id() and abs(started - holder["started"]) < 2
+        return holder.boot == _boot_id() and abs(started - holder.started) < 2
     return False
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastdeit.storage.atomic import atomic_open
+from fastdeit.storage.json_values import load_json
 
 _KEY = b"fastdeit"
 _SMALL = np.iinfo(np.int16).max
@@ -74,7 +75,7 @@ def read_predictions(path: Path) -> RecordedPredictions | None:
 
 
 def _read_facts(schema: pa.Schema) -> dict[str, Any]:
-    return dict(json.loads((schema.metadata or {})[_KEY]))
+    return dict(load_json((schema.metadata or {})[_KEY]))
 
 
 def remove_later(path: Path, step: int) -> None:

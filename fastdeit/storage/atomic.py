@@ -1,6 +1,8 @@
-"""Files that are whole or absent, whatever ends the process that writes them."""
+"""Files that are whole or absent, whatever ends the process that writes them; and the way to open
+one that is written in place."""
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -32,6 +34,21 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
         work.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def open_no_link(path: str | Path, flags: int, mode: int = 0o666) -> int:
+    """Open a file as `os.open` does, but never through a link; the `opener` of `open`.
+
+    A folder from elsewhere may hold a link to any file of its user. A file that is written in place
+    is opened with this; a new one with `atomic_open`. Raises OSError.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, mode)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        reason = "is a link, through which nothing is written"
+        raise OSError(errno.ELOOP, reason, os.fspath(path)) from None
 
 
 def sync(path: Path) -> None:

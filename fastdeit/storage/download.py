@@ -12,11 +12,13 @@ from urllib.parse import unquote, urlsplit
 import torch
 
 from fastdeit.storage.atomic import atomic_open
+from fastdeit.storage.urls import hide_credentials
 
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")
 """In a name, as torch.hub's `regnety_160-a5fe301d.pth`: the first digits of the SHA-256."""
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
+_MAX_BYTES = 1 << 36  # the largest of timm's has 18 GB
 
 
 def cache_place(address: str) -> Path:
@@ -48,7 +50,8 @@ def download(address: str) -> Path:
             _receive(answer, file, place.name)
     except (OSError, HTTPException, ValueError) as error:
         cure = f"download {place.name} elsewhere, and name that file instead, or put it at {place}"
-        raise ValueError(f"{address}: cannot be downloaded: {error}: {cure}") from error
+        shown = hide_credentials(address)
+        raise ValueError(f"{shown}: cannot be downloaded: {error}: {cure}") from error
     return place
 
 
@@ -58,6 +61,8 @@ def _receive(answer: HTTPResponse, file: BinaryIO, name: str) -> None:
     while chunk := answer.read(_CHUNK):
         file.write(chunk)
         digest.update(chunk)
+        if file.tell() > _MAX_BYTES:  # of a server that does not end
+            raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
     expected = answer.headers.get("Content-Length")
     size = file.tell()
     if expected is not None and int(expected) != size:

@@ -11,11 +11,41 @@ MAX_BYTES = 1 << 22
 """Of a text; timm's config.json has the names of up to 21,843 classes."""
 
 
+MAX_DEPTH = 64
+"""Of values in values; ours have at most 8. Python reads hundreds, and fails where it writes
+them."""
+
+
+def load_json(text: str | bytes) -> Any:
+    """Parse JSON, nested at most `MAX_DEPTH` deep. Raises ValueError."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    # most texts have fewer brackets, and are not walked through
+    if _count_brackets(text) > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise ValueError(f"values are nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def _count_brackets(text: str | bytes) -> int:
+    if isinstance(text, str):
+        return text.count("[") + text.count("{")
+    return text.count(b"[") + text.count(b"{")
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_is_deeper(one, depth - 1) for one in inner)
+
+
 def parse_json(text: str | bytes, where: str) -> Any:
     """Parse JSON. Raises ValueError, naming `where` it is."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return load_json(text)
+    except ValueError:
         raise ValueError(f"{where} must be JSON (got {reprlib.repr(text)})") from None
 
 

@@ -20,7 +20,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
-from fastdeit.storage.atomic import atomic_write_text
+from fastdeit.storage.atomic import atomic_write_text, open_no_link
+from fastdeit.storage.json_values import load_json
 
 MAX_PENDING = 10_000
 """Records that wait in memory while the disk refuses them."""
@@ -49,8 +50,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def _parse_object(line: bytes) -> dict[str, Any] | None:
     """Return the JSON object of a line; None if it is none, or not whole."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = load_json(line)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
@@ -76,11 +77,8 @@ def parse_record(text: str | bytes, kind: type[Record]) -> Record:
 
     Raises ValueError if a field is missing or is not of the type that `kind` declares.
     """
-    try:
-        value = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(str(error)) from None
-    return TypeAdapter(kind).validate_json(json.dumps(to_strict_json(value)), strict=True)
+    value = to_strict_json(load_json(text))
+    return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
 
 
 def to_strict_json(value: Any) -> Any:
@@ -119,7 +117,7 @@ def append_lines(path: Path, records: Iterable[Any]) -> None:
     Processes that share the file write one after the other, where the file system has locks.
     """
     lines = "".join(map(format_line, records)).encode()
-    with path.open("ab+", buffering=0) as file:
+    with open(path, "ab+", buffering=0, opener=open_no_link) as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         _end_last_line(file)
@@ -168,7 +166,7 @@ class AppendOnlyFile:
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self._path = path
         self._warn = warn
-        self._file = path.open("ab", buffering=0)
+        self._file = open(path, "ab", buffering=0, opener=open_no_link)  # noqa: SIM115
         self._waiting: deque[bytes] = deque()
         self._torn: int | None = None
         """Offset of a record of which only a part was written."""

@@ -8,6 +8,8 @@ from urllib.parse import unquote
 
 _WEB = ("http", "https")
 _IN_TEXT = re.compile(r"https?://[^\s'\"<>]+")
+_SECRET = re.compile(r"sig(nature)?$|token|secret|passw|credential|key([-_]|$)|auth", re.IGNORECASE)
+"""In the name of a field of a query: S3's, Google's, CloudFront's, Azure's, and those of tokens."""
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
@@ -34,9 +36,24 @@ def hide_credentials(url: str) -> str:
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
 
+def has_secret(path: str) -> bool:
+    """Return True for a URL with a user or a password, or whose query has what grants access: a
+    signature, a token or a key."""
+    if not is_url(path):
+        return False
+    host = re.split(r"[/?#]", path.partition("://")[2])[0]
+    fields = re.split(r"[&;#]", path.partition("?")[2])
+    return "@" in host or any(_SECRET.search(field.partition("=")[0]) for field in fields)
+
+
 def hide_in_text(text: str) -> str:
     """Return a text, as the message of a library, with its web addresses without credentials."""
     return _IN_TEXT.sub(lambda found: hide_credentials(found[0]), text)
+
+
+def find_user_cache() -> Path:
+    """Return the cache folder of this user; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def find_cached(url: str, kind: str, shown: str = "") -> Path:
@@ -45,8 +62,7 @@ def find_cached(url: str, kind: str, shown: str = "") -> Path:
     kind: "data" or "runs"; $FASTDEIT_DATA or $FASTDEIT_RUNS names another place than fastdeit/KIND
     in the cache folder. shown: what its name is from, where not the URL itself.
     """
-    user = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    home = os.environ.get(f"FASTDEIT_{kind.upper()}") or os.path.join(user, "fastdeit", kind)
+    home = os.environ.get(f"FASTDEIT_{kind.upper()}") or find_user_cache() / "fastdeit" / kind
     return Path(home).expanduser() / name_cached(url, shown or url)
 
 

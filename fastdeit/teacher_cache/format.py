@@ -7,7 +7,6 @@ divided by a temperature, fp32, for the temperature 1 and for that of the run. S
 of the k classes are exact at both. Format 1 lacks the second log-sum-exp.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from fastdeit.distributed.errors import RunError
 from fastdeit.storage.atomic import read_bounded
+from fastdeit.storage.json_values import load_json
 
 FORMAT = 2
 FORMATS = (1, 2)
@@ -130,11 +130,11 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        values = json.loads(read_bounded(path, MAX_BYTES))
+        values = load_json(read_bounded(path, MAX_BYTES))
     except OSError as error:
         advice = f"`fastdeit cache build [the flags of the run] -o {folder}` makes a cache"
         raise CacheError(f"{path}: {error.strerror}; {advice}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         limit = f"must be JSON of at most {MAX_BYTES:,} bytes"
         raise CacheError(f"{path}: {limit}: {error}") from None
     found = values.get("format") if isinstance(values, dict) else None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastdeit.storage.atomic import open_no_link
 from fastdeit.teacher_cache.format import (
     MANIFEST,
     CacheError,
@@ -74,14 +75,17 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
         if (folder / MANIFEST).exists():
             return
         for name in (RECORDS, CHUNKS):
-            (folder / name).touch()
-        (folder / _WORK).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+            with _opened(folder / name):
+                pass
+        text = json.dumps(asdict(manifest), indent=1)
+        with open(folder / _WORK, "w", encoding="utf-8", opener=open_no_link) as file:
+            file.write(text)
         os.replace(folder / _WORK, folder / MANIFEST)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    handle = open_no_link(path, os.O_RDWR | os.O_CREAT)
     try:
         yield handle
     finally:
@@ -100,9 +104,9 @@ class CacheWriter:
         self.manifest = read_manifest(folder)
         mode = os.O_RDWR | os.O_CREAT
         try:
-            self._records = os.open(folder / RECORDS, mode)
-            self._chunks = os.open(folder / CHUNKS, mode)
-            self._lock = os.open(folder / LOCK, mode)
+            self._records = open_no_link(folder / RECORDS, mode)
+            self._chunks = open_no_link(folder / CHUNKS, mode)
+            self._lock = open_no_link(folder / LOCK, mode)
         except OSError as error:
             raise CacheError(f"{folder}: cannot be written: {error.strerror}") from None
 

@@ -31,6 +31,8 @@ from tests.support.timm_ops import FILL, arguments_of, picture, timm_op
 
 KINDS = ("levels", "statistics", "image")
 SHAPES = [(37, 53), (1, 1), (3, 3), (2, 9), (9, 2)]
+SLOTS = len(OPS) + 1
+"""Each operation, and none."""
 ROUND = (0.0, 0.5, -1.0, 2.5, 45.0, 90.0, -90.0, 180.0, 360.0, 1e-9)
 SPECS = {
     "deit": PlanSpec(input_size=32, repeats=1, ra_prob=0.9),
@@ -92,8 +94,10 @@ def planned(spec: PlanSpec, count: int) -> Operations:
 
 
 def mixed(batch: int, layers: int) -> Operations:
-    """Return different operations for each image; 18 slots (batch · layers) contain every one."""
-    ops = (np.arange(batch * layers).reshape(layers, batch).T * 5) % 18 - 1
+    """Return different operations for each image; SLOTS of them (batch · layers) contain every
+    one."""
+    order = np.random.default_rng(0).permutation(SLOTS) - 1
+    ops = np.resize(order, (layers, batch)).T
     args = np.zeros((batch, layers))
     for slot in np.ndindex(batch, layers):
         if ops[slot] >= 0:
@@ -221,8 +225,8 @@ def test_planned_chains_equal_timm(spec: PlanSpec) -> None:
 
 
 def test_batch_of_all_operations_equals_timm() -> None:
-    images = pictures(18, 33, 45)
-    operations = mixed(18, 1)
+    images = pictures(SLOTS, 33, 45)
+    operations = mixed(SLOTS, 1)
     assert set(operations[0].flatten().tolist()) == {-1, *range(len(OPS))}
     with interpreter.poisoned_memory():
         out = augment_triton(images, *packed(operations))

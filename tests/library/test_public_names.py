@@ -2,6 +2,7 @@
 
 import ast
 import getpass
+import os
 import pwd
 import subprocess
 import sys
@@ -67,3 +68,22 @@ def test_a_process_without_an_account_has_a_name_and_a_home(
     monkeypatch.setenv("USER", "someone")
     fastdeit._name_user()
     assert getpass.getuser() == "someone"
+
+
+def test_compiled_code_is_in_the_cache_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in a folder of /tmp that another user could have made."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for chosen in ("/chosen", str(tmp_path / "fastdeit" / "torchinductor")):
+        monkeypatch.setenv(name, "/chosen")
+        if chosen != "/chosen":
+            monkeypatch.delenv(name)
+        fastdeit._place_compiled_code()
+        assert os.environ[name] == chosen
+    monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    fastdeit._place_compiled_code()
+    assert name not in os.environ

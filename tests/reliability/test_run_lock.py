@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_holder_in_the_file_decides_on_a_file_system_without_locks(
     change: dict[str, object], taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    (tmp_path / "lock").write_text(json.dumps(run_lock._this_process() | change))
+    (tmp_path / "lock").write_text(json.dumps(asdict(run_lock._this_process()) | change))
     lock = RunLock(RunFolder(tmp_path))
     if taken:
         lock.acquire()
@@ -105,6 +106,24 @@ def test_holder_in_the_file_decides_on_a_file_system_without_locks(
     else:
         with pytest.raises(ValueError, match="in use by process"):
             lock.acquire()
+
+
+OF_ANOTHER_KIND = {
+    "deep": "[" * 4096,
+    "text": '{"host": "h", "pid": "x", "boot": "", "started": 1.0}',
+    "no time": '{"host": "h", "pid": 1, "boot": "", "started": 1e300}',
+    "no process": '{"host": "h", "pid": 1, "boot": "", "started": null}',
+}
+
+
+@pytest.mark.parametrize("kind", OF_ANOTHER_KIND)
+def test_text_of_another_kind_names_no_holder(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (tmp_path / "lock").write_text(OF_ANOTHER_KIND[kind])
+    with RunLock(RunFolder(tmp_path)) as lock:
+        lock.acquire()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": 3}'])

@@ -81,3 +81,18 @@ def test_without_a_network_the_file_to_bring_is_named(tmp_path: Path, server: Fi
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(CONTENT)
     assert download(address).read_bytes() == CONTENT
+
+
+def test_a_server_that_does_not_end_is_left(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastdeit.storage.download._MAX_BYTES", 1 << 20)
+    with pytest.raises(ValueError, match="it has more than 1,048,576 bytes"):
+        download(f"{server.address}/one/model.pth?token=secret")
+    assert list_cache(tmp_path) == []
+
+
+def test_a_token_is_in_no_message(server: FileServer) -> None:
+    with pytest.raises(ValueError, match="404") as caught:
+        download(f"{server.address}/one/other.pth?token=secret")
+    assert "secret" not in str(caught.value)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastdeit.storage.urls import hide_credentials, hide_in_text, is_url, is_web
+from fastdeit.storage.urls import has_secret, hide_credentials, hide_in_text, is_url, is_web
 
 
 @pytest.mark.parametrize("text", ["s3://b/k", "HTTPS://host", "hf://datasets/o/n", "az://c/x"])
@@ -42,3 +42,21 @@ def test_credentials_are_hidden(url: str) -> None:
 def test_credentials_are_hidden_in_a_message() -> None:
     text = "403 for url 'https://cdn.host/a?X-Amz-Signature=1&b=2' (http://u:p@h/x)"
     assert hide_in_text(text) == "403 for url 'https://cdn.host/a' (http://h/x)"
+
+
+SECRET = [
+    "https://me:pw@host/x.pth",
+    "https://me@host",
+    "s3://key:secret@bucket/x",
+    "https://host/x.pth?X-Amz-Algorithm=a&X-Amz-Signature=1",
+    "https://host/x.pth?Expires=1&Signature=2&Key-Pair-Id=3",
+    "https://host/x.pth?sv=2022&sig=abc",
+    "https://host/x.pth?access_token=1",
+    "https://host/x.pth?download=1&apiKey=2",
+]
+OPEN = ["https://host/x.pth?download=true", "hf-hub:owner/name@main", "a?token=b@c", "s3://b/x@y"]
+
+
+@pytest.mark.parametrize("url", [*SECRET, *OPEN])
+def test_what_grants_access_is_a_secret(url: str) -> None:
+    assert has_secret(url) == (url in SECRET)

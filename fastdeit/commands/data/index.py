@@ -44,6 +44,7 @@ from fastdeit.data.table import (
     table_places,
 )
 from fastdeit.display.terminal import Terminal
+from fastdeit.storage.atomic import atomic_write_text
 
 _INTERRUPTED = 130
 
@@ -148,7 +149,7 @@ def _write_excluded(places: Sequence[Path], excluded: Sequence[str]) -> Path | N
         try:
             if excluded:
                 text = "".join(f"{line}\n" for line in excluded)
-                file.write_text(text, encoding="utf-8")
+                atomic_write_text(file, text)
                 return file
             file.unlink(missing_ok=True)
         except OSError:

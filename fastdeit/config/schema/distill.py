@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastdeit.config.parse import MAX_TEACHER_SIZE, Section, pair_teachers, runs_code
+from fastdeit.config.parse import (
+    MAX_TEACHER_SIZE,
+    Section,
+    pair_teachers,
+    refuse_secret,
+    runs_code,
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class DistillConfig(Section):
         self._require("cache_miss", not labels_only, allowed)
 
     def _check_teachers(self) -> None:
+        for _, source in pair_teachers(self.teacher_model, self.teacher_path):
+            refuse_secret("teacher_path", source)
         if self.pretrained_teacher:
             self._require("teacher_path", not self.teacher_path, "empty with --pretrained-teacher")
         named = all(name for name, _ in self.teachers) and not runs_code(self.teacher_model)

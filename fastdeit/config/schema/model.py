@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fastdeit.config.parse import Section
+from fastdeit.config.parse import Section, refuse_secret
 
 MAX_REGISTERS = 256
 
@@ -50,3 +50,4 @@ class ModelConfig(Section):
             self._require(name, value is None or value > 0, "1 or more")
         self._require("init_values", self.init_values is None or self.init_values > 0, "above 0")
         self._require("registers", 0 <= self.registers <= MAX_REGISTERS, f"0 to {MAX_REGISTERS}")
+        refuse_secret("finetune", self.finetune)

@@ -31,7 +31,7 @@ from fastdeit.data.formats.listing import (
 )
 from fastdeit.data.table import describe_table, stored_table
 from fastdeit.display.progress import track
-from fastdeit.storage.atomic import atomic_open
+from fastdeit.storage.atomic import atomic_open, open_no_link
 
 _STORE_EVERY_S = 60.0
 _STORING_SHARE = 20  # storing takes at most one part in so many of the time
@@ -151,7 +151,8 @@ def _facts(listing: Listing, images: pa.Table, places: Sequence[Path]) -> Facts:
 def _locked(place: Path) -> Iterator[None]:
     """Wait until no other process stores a table at a place; on a file system without locks, for
     nothing. Raises OSError if no file can be written there."""
-    with place.with_name(f".{place.name}.lock").open("ab") as lock:
+    lock_file = place.with_name(f".{place.name}.lock")
+    with open(lock_file, "ab", opener=open_no_link) as lock:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -11,6 +11,7 @@ synsets.
 """
 
 import csv
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
 KAGGLE = "LOC_val_solution.csv"
 CAFFE = "val.txt"
 _DEVKIT_FOLDERS = (".", "ILSVRC2012_devkit_t12/data", "devkit/data", "data")
+_MAX_SYNSETS = 100_000  # ImageNet has 1,860 with their groups, WordNet 82,115 nouns
 _ROOT = ("ILSVRC", "Data", "CLS-LOC")  # Kaggle's archive has its list above these folders
 
 
@@ -94,7 +96,7 @@ def _read_devkit(truth: Path, files: Sequence[str]) -> Mapping[str, str]:
 
 def _synsets(meta: Path) -> Mapping[int, str]:
     """Return the synset of each of the devkit's class numbers."""
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
     from scipy.io.matlab import MatReadError
 
     if not meta.is_file():
@@ -103,6 +105,9 @@ def _synsets(meta: Path) -> Mapping[int, str]:
             "archive"
         )
     try:
+        rows = {name: math.prod(shape) for name, shape, _ in whosmat(meta)}["synsets"]
+        if rows > _MAX_SYNSETS:  # before they take memory
+            raise ValueError(f"{rows:,} rows, at most {_MAX_SYNSETS:,}")
         table = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
     except (
@@ -113,5 +118,6 @@ def _synsets(meta: Path) -> Mapping[int, str]:
         IndexError,
         OSError,
         NotImplementedError,
+        MemoryError,  # of a cell that claims too much
     ) as error:
         raise DataError(f"{meta}: is not the devkit's table of synsets ({error})") from error

@@ -34,6 +34,7 @@ from fastdeit.data.augment.native import (
 from fastdeit.data.device.rows import pack_changes
 from fastdeit.data.graphs.copies import share_windows
 from fastdeit.data.graphs.eval_crop import EvalCrop, place_crop
+from fastdeit.data.graphs.generated import private_code
 from fastdeit.data.graphs.options import DECODERS, PipelineOptions
 from fastdeit.data.graphs.windows import part_to_read, place_in
 from fastdeit.plan.operations import mean_colour
@@ -191,6 +192,7 @@ def _exact_graph(source: Source, input_size: int, options: PipelineOptions) -> D
     return _exact_output(images, ints, floats, input_size, options)
 
 
+@private_code()
 @pipeline_def(enable_conditionals=True)
 def _copies_graph(source: Source, input_size: int, options: PipelineOptions) -> DataNode:
     """Define a graph that decodes a window once for all samples of the batch that are cut from it.
@@ -222,6 +224,7 @@ def _windows_graph(source: Source, options: PipelineOptions) -> DataNode:
     return _on_device(_decoded_window(encoded, window, options), options)
 
 
+@private_code()
 @pipeline_def(enable_conditionals=True)
 def _native_graph(source: Source, spec: PlanSpec, options: PipelineOptions) -> DataNode:
     rows = [_INTS, _INTS]

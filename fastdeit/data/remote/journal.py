@@ -16,7 +16,7 @@ from typing import Any
 
 from fastdeit.data.remote.addresses import OWN
 from fastdeit.data.remote.source import FetchError, FetchStopped, RemoteFile
-from fastdeit.storage.atomic import atomic_write_text
+from fastdeit.storage.atomic import atomic_write_text, open_no_link
 from fastdeit.storage.json_values import read_json_file
 from fastdeit.storage.jsonl import (
     AppendOnlyFile,
@@ -184,7 +184,7 @@ def lock_folder(
 def _open_lock(path: Path, folder: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        return open_no_link(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise FetchError(f"{folder}: cannot be written: {error.strerror}") from None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastdeit.data.remote.addresses import OWN
 from fastdeit.data.remote.source import RemoteFile
-from fastdeit.storage.atomic import atomic_write_text
+from fastdeit.storage.atomic import atomic_write_text, open_no_link
 from fastdeit.storage.json_values import read_json_file
 from fastdeit.storage.jsonl import format_line
 
@@ -29,7 +29,7 @@ class Part:
         self._identity = _identify(file, block)
         self.done: set[int] = self._read_done(file)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._descriptor = open_no_link(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not self.done:
                 os.ftruncate(self._descriptor, 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastdeit.doctor.findings import Finding, Target, fail, good, warn, warn_of
 from fastdeit.doctor.scratch import open_any_scratch
+from fastdeit.storage.urls import find_user_cache
 
 _ARCH = 90
 _FAR = 1e-5  # relative error of an fp32 kernel
@@ -122,6 +123,6 @@ def check_deepspeed(target: Target) -> Finding:
 
 def find_locks() -> list[Path]:
     """Return the locks of torch's builds of C++ extensions."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = find_user_cache()
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or home / "torch_extensions")
     return sorted(folder.glob("**/lock")) if folder.is_dir() else []

@@ -13,6 +13,7 @@ import psutil
 
 from fastdeit.distributed.environment import count_local_ranks, is_alone
 from fastdeit.doctor.findings import GIB, MIB, Finding, Target, fail, good, warn, warn_of
+from fastdeit.storage.urls import find_user_cache
 
 CGROUPS = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
@@ -169,7 +170,7 @@ def check_caches(target: Target) -> Finding:
 def _list_caches() -> dict[str, Path]:
     """Return the folders of the Hub's weights, Triton's and numba's compiled code, and the tables
     of data sets, by the variable that names another."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    user = find_user_cache()
     hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or user / "huggingface"
     return {
         "HF_HOME": Path(hub),

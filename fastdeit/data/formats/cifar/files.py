@@ -18,6 +18,7 @@ from fastdeit.data.formats.check import ImageInfo
 from fastdeit.data.formats.cifar.batches import SIDE, Batch, read_binary, read_names, read_python
 from fastdeit.data.formats.labels import number_labels
 from fastdeit.data.formats.listing import DataError, Listing, stamp
+from fastdeit.data.formats.shards.members import BoundedMember, iterate_members
 
 MAX_BYTES = 2**30
 """Of a file; the largest that is published, CIFAR-100's train, has 155 MB."""
@@ -210,8 +211,8 @@ def _read_archive(archive: Path) -> dict[str, Batch]:
 def _unpack(archive: Path, form: Form, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the bytes of files in the folder of a form."""
     try:
-        with tarfile.open(archive, "r:gz") as opened:
-            for member in opened:
+        with tarfile.open(archive, "r:gz", tarinfo=BoundedMember) as opened:
+            for member in iterate_members(opened):
                 folder, _, name = member.name.removeprefix("./").rpartition("/")
                 if folder == form.folder and name in wanted and member.isfile():
                     content = opened.extractfile(member)

@@ -5,7 +5,6 @@ of the schema, with the names of the classes.
 """
 
 import contextlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from fastdeit.data.formats.file_names import is_litter
 from fastdeit.data.formats.listing import SHOWN, DataError
 from fastdeit.display.text import printable
+from fastdeit.storage.json_values import load_json
 
 SUFFIX = ".parquet"
 _IMAGES = ("image", "img", "images", "picture", "pixel_values")
@@ -152,9 +152,9 @@ def _is_bytes(kind: pa.DataType | None) -> bool:
 def _read_features(schema: pa.Schema) -> dict[str, Any]:
     """Return what `datasets` says of each column; empty if it wrote nothing."""
     try:
-        facts = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        facts = load_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = facts["info"]["features"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return {}
     return features if isinstance(features, dict) else {}
 

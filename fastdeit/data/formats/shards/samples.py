@@ -6,7 +6,6 @@ takes the label of the longest shorter one: `scan_v1.0_07.jpg` is labelled by `s
 `07.input.jpg` by `07.cls`.
 """
 
-import json
 import os
 import tarfile
 from collections import Counter
@@ -16,6 +15,7 @@ from pathlib import PurePosixPath
 from fastdeit.data.formats.file_names import extension_fault, is_image, is_litter
 from fastdeit.data.formats.labels import Label, read_label, whole_number
 from fastdeit.display.text import printable
+from fastdeit.storage.json_values import load_json
 
 MAX_LABEL_BYTES = 2**20
 
@@ -98,7 +98,7 @@ class Samples:
     def _take_label(self, member: tarfile.TarInfo, extension: str, tar: tarfile.TarFile) -> None:
         try:
             label = _read_label(member, extension, tar)
-        except (ValueError, OSError, RecursionError) as error:
+        except (ValueError, OSError) as error:
             self._faults[member.name] = f"is no label: {error}"
             return
         if label is None:
@@ -163,7 +163,7 @@ def _read_label(member: tarfile.TarInfo, extension: str, tar: tarfile.TarFile) -
     assert opened is not None
     text = opened.read().decode("utf-8-sig").strip()
     if extension == ".json":
-        return _label_in(json.loads(text))
+        return _label_in(load_json(text))
     if not text or len(text.splitlines()) > 1:
         raise ValueError(f"must be one line with a whole number or a name (got {text[:40]!r})")
     return read_label(text)

@@ -8,23 +8,19 @@ import dataclasses
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from fastdeit.data.formats.check import UNREAD, in_parallel
 from fastdeit.data.formats.file_names import EXTENSIONS
 from fastdeit.data.formats.listing import SHOWN, DataError, Listing, stamp
+from fastdeit.data.formats.shards.members import BoundedMember, iterate_members
 from fastdeit.data.formats.shards.samples import Samples, Scan
 from fastdeit.data.formats.shards.scanned import ScannedFiles
 from fastdeit.display.progress import track
 from fastdeit.display.text import printable
 
-_EXTENDED = (
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-)
-_MAX_HEADER = 2**16  # bytes of a member's extended header: names are up to 4,096 long
 _MAX_TAIL = 2**20  # zeros that may follow a tar's end
 _PROCESSES_FROM = 64  # shards; below it, starting processes costs more than the reading
 
@@ -82,9 +78,12 @@ def scan_shard(shard: str) -> Scan:
     that is no shard has a fault."""
     scan = Scan()
     try:
-        with open(shard, "rb") as raw, tarfile.open(fileobj=raw, mode="r:", tarinfo=_Member) as tar:
+        with (
+            open(shard, "rb") as raw,
+            tarfile.open(fileobj=raw, mode="r:", tarinfo=BoundedMember) as tar,
+        ):
             samples = Samples(os.path.getsize(shard))
-            for member in _members(tar):
+            for member in iterate_members(tar):
                 samples.take(member, tar)
             samples.close(scan, _end_fault(raw, tar.offset))
     except tarfile.TarError as error:
@@ -92,32 +91,6 @@ def scan_shard(shard: str) -> Scan:
     except OSError as error:
         scan.add("", fault=f"{UNREAD}: {error.strerror or error}")
     return scan
-
-
-class _Member(tarfile.TarInfo):
-    """A member whose extended headers are short: tarfile reads them whole, whatever length a shard
-    claims."""
-
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _EXTENDED and not 0 <= self.size <= _MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {self.size:,} bytes, at most {_MAX_HEADER:,}")
-        # made to be overridden, says tarfile's source
-        return super()._proc_member(tar)  # type: ignore[misc]
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members up to the end, or to where the file is cut."""
-    while True:
-        try:
-            member = tar.next()
-        except (tarfile.TarError, ValueError, OverflowError):
-            return
-        # a negative size would lead back, and so to an endless loop
-        if member is None or tar.offset <= member.offset:
-            return
-        # tarfile keeps all, and there may be millions
-        tar.members.clear()  # type: ignore[attr-defined]
-        yield member
 
 
 def _end_fault(raw: BinaryIO, end: int) -> str:

@@ -1,11 +1,11 @@
 """Lists of files beside a data set: the manifest of `fastdeit pack`, sha256sum's, plain names."""
 
-import json
 import re
 from typing import Any, NamedTuple
 
 from fastdeit.data.remote.addresses import check_names
 from fastdeit.data.remote.source import FetchError
+from fastdeit.storage.json_values import load_json
 
 MANIFESTS = ("pack.json", "SHA256SUMS")
 """Names of lists that are looked for in a folder, in this order."""
@@ -40,7 +40,7 @@ def read_list(path: str, data: bytes, where: str) -> list[Listed]:
     try:
         text = data.decode("utf-8-sig")
         listed = _read_manifest(text) if path.endswith(".json") else _read_lines(text)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         forms = "the pack.json of fastdeit pack, sha256sum's list, or one name a line"
         raise FetchError(f"{where}: must be {forms} ({error})") from None
     if not listed:
@@ -64,7 +64,7 @@ def _read_line(line: str) -> Listed:
 
 
 def _read_manifest(text: str) -> list[Listed]:
-    return [_read_entry(entry) for entry in json.loads(text)["files"]]
+    return [_read_entry(entry) for entry in load_json(text)["files"]]
 
 
 def _read_entry(entry: dict[str, Any]) -> Listed:

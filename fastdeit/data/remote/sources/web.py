@@ -262,13 +262,15 @@ def _read_size(response: httpx2.Response) -> int | None:
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
     else:
         total = response.headers.get("Content-Length", "")
-    return int(total) if total.isdecimal() else None
+    return int(total) if re.fullmatch(r"[0-9]{1,18}", total) else None
 
 
 def _read_range(response: httpx2.Response) -> tuple[int, int] | None:
     """Return the offsets of the first byte of a part and of the first one behind it; None for a
     whole file."""
-    found = re.match(r"bytes (\d+)-(\d+)/", response.headers.get("Content-Range", ""))
+    found = re.match(
+        r"bytes ([0-9]{1,18})-([0-9]{1,18})/", response.headers.get("Content-Range", "")
+    )
     return (int(found[1]), int(found[2]) + 1) if response.status_code == 206 and found else None
 
 
