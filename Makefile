@@ -26,12 +26,14 @@ unexport PYTHONDONTWRITEBYTECODE
 setup: $(READY) ## install into .venv
 
 $(READY): setup.py constraints.txt
+	@echo "installing torch, DALI and others into $(VENV), 7 GB, most of it CUDA; once, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 train: $(READY) ## train the demo: a teacher, then a distilled DeiT, on handwritten digits
+	@echo "training a teacher, then a student; the first lines of each come after some seconds"
 	PATH=$(CURDIR)/$(BIN):$$PATH $(LAUNCH) fastdeit/train.py --recipe digits_teacher
 	PATH=$(CURDIR)/$(BIN):$$PATH $(LAUNCH) fastdeit/train.py --recipe digits
 

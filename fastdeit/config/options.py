@@ -173,7 +173,7 @@ def _check_required(fields: Sequence[_Field], flags: Sequence[str], places: Sequ
     taking = [field for field in fields if field.is_place]
     for field in fields:
         if field.is_required and not field.is_place and name_flag(field.name) not in flags:
-            raise ValueError(f"{name_flag(field.name)} must be given")
+            raise ValueError(f"{name_flag(field.name)} must be given (--help explains it)")
     needed = [field for field in taking if field.is_required]
     # an unset variable of a script gives "", which would be the current folder
     missing = len(places) if "" not in places else places.index("")

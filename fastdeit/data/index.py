@@ -44,7 +44,7 @@ COLUMNS = (*_ARRAYS, "fault", HEADER_ONLY)
 """The columns of a stored table that `Index.from_table` reads."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Index:
     """One split of a data set; row i is image i, and every row was good when it was checked."""
 
@@ -74,6 +74,10 @@ class Index:
     """Damaged images, which are no rows, each with its fault. Not part of the fingerprint."""
     notes: tuple[str, ...] = ()
     """Facts about the labels, for the user."""
+
+    def __repr__(self) -> str:
+        counts = f"{len(self):,} images, {len(self.classes):,} classes"
+        return f"<Index of {self.split} in {self.root}: {counts}>"
 
     @classmethod
     def from_table(

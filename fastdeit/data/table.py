@@ -196,6 +196,14 @@ def note_split(good: pa.Table, *, is_train: bool) -> tuple[str, ...]:
     return (*facts["notes"], *labels, *_note_check(good))
 
 
+def note_counts(n_train: int, n_val: int) -> list[str]:
+    """Return a note if there are more validation than training images, as in exchanged splits."""
+    if n_val <= n_train:
+        return []
+    counts = f"{n_val:,} validation images, but {n_train:,} training images"
+    return [f"{counts}: are the splits exchanged?"]
+
+
 def _note_check(good: pa.Table) -> list[str]:
     count = int(header_only(good).sum())
     advice = "`fastdeit index PATH --check decode` decodes each"

@@ -217,7 +217,10 @@ def _build_student(
         state = dict(finetune.file.state)
         own = student.state_dict()
         notes += fit_heads(own, state, HEADS, finetune.trained, classes)
-        notes += fit_other_student(own, state)
+        try:
+            notes += fit_other_student(own, state)
+        except ValueError as error:
+            raise ValueError(f"--finetune {finetune.file.path}: {error}") from error
         notes += fit_student_weights(student, state, antialias=chosen.pos_embed_antialias)
     return student, notes
 

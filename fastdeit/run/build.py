@@ -18,6 +18,7 @@ from fastdeit.data.build import (
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.index import Index
 from fastdeit.data.loaders.batch import Batch, make_blank_batch
+from fastdeit.data.table import note_counts
 from fastdeit.display.console import RunConsole
 from fastdeit.distributed.collectives import each_rank
 from fastdeit.distributed.world import World
@@ -156,6 +157,7 @@ def _list_notes(run: Run) -> list[str]:
     return [
         *note_weights(run.config),
         *(note for index in indexes for note in index.notes),
+        *note_counts(*map(len, indexes)),
         *(note for index in indexes for note in note_damaged(index)),
         *note_limits(run.world),
         *([run.report.missing] if run.report.missing else []),

@@ -79,7 +79,7 @@ def test_after_two_dashes_nothing_is_a_flag() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["a"], "--checkpoint must be given"),
+        (["a"], "--checkpoint must be given (--help explains it)"),
         (["--checkpoint", "w"], "IMAGES must be given (--help explains it)"),
         (["", "--checkpoint", "w"], "IMAGES must be given (--help explains it)"),
         (["a", "--checkpoint"], "--checkpoint must be one value (got '')"),

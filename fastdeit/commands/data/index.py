@@ -37,6 +37,7 @@ from fastdeit.data.remote.stage import fetch_folder
 from fastdeit.data.table import (
     excluded_images,
     good_images,
+    note_counts,
     note_split,
     refuse_empty_classes,
     table_facts,
@@ -104,17 +105,22 @@ def _index_splits(terminal: Terminal, root: Path, options: IndexOptions, wanted:
     workers = options.num_workers or None
     classes = None
     bad = 0
+    counts = []
     for split in (options.train_split, options.val_split):
         found = find_split(root, split)
         table = split_table(
             root, split, found, classes=classes, workers=workers, again=True, wanted=wanted
         )
         bad += _print_split(terminal, root, split, table)
-        for note in note_split(good_images(table, root, split), is_train=classes is None):
+        good = good_images(table, root, split)
+        counts.append(len(good))
+        for note in note_split(good, is_train=classes is None):
             terminal.say(f"  note: {note}")
         if classes is None:
             refuse_empty_classes(table, root, split)
         classes = table_facts(table)["classes"]
+    for note in note_counts(*counts):
+        terminal.say(f"  note: {note}")
     return bad
 
 

@@ -9,6 +9,7 @@ Exit codes: 0; 2 for a command line, weights or a data set that cannot be used. 
 reported, and the others scored.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -42,6 +43,7 @@ from fastdeit.inference.evaluation import Evaluation
 from fastdeit.inference.load import LoadedModel, load_model
 from fastdeit.inference.views import ViewOptions, change_view
 from fastdeit.models.sources import find_run
+from fastdeit.storage.urls import is_url
 
 _SHOWN = 10
 """Most classes, confusions and damaged images that are printed."""
@@ -119,16 +121,21 @@ def evaluate_command(argv: Sequence[str]) -> int:
 
 def find_data(checkpoint: str, data: DataFlags) -> Config:
     """Return settings that name the data set and its val_split: those that flags name, else those
-    of the run whose folder has the checkpoint. Raises ValueError if neither names a data set."""
+    of the run whose folder has the checkpoint. Raises ValueError if neither names a data set, and
+    if that of the run is not here."""
     split = {"val_split": data.val_split} if data.val_split else {}
     if data.data_path:
         return Config().replace(data={"data_path": data.data_path, **split})
     run = find_run(checkpoint)
-    allowed = f"the folder of a data set (docs/data.md), as {checkpoint} is no run of ours"
+    allowed = f"the folder of a data set (docs/data.md), as {checkpoint} is no run folder"
     require(run is not None, "data_path", data.data_path, allowed)
     assert run is not None
     recorded = read_settings(run.config, "CHECKPOINT")
     config = find_paths(recorded, recorded.replace(run={"output_dir": str(run)}))
+    place = config.data.data_path
+    is_here = config.data.data_set == "digits" or is_url(place) or os.path.isdir(place)
+    allowed = "the folder of the data set on this machine; that of the run is not here"
+    require(is_here, "data_path", place, allowed)
     return config.replace(data=split)
 
 

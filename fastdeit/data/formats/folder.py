@@ -84,7 +84,8 @@ def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
             (names if is_image(os.fsdecode(file)) else others).append(inner + b"/" + file)
     if not names:
         held = f"; it holds {printable(os.fsdecode(others[0]))}" if others else ""
-        raise DataError(f"{folder}: no images in this class ({', '.join(EXTENSIONS)}){held}")
+        rule = f"no images in this class ({', '.join(EXTENSIONS)}){held}"
+        raise DataError(f"{folder}: {rule}; add images, or remove the folder from all splits")
     return pa.array(names, pa.binary())
 
 

@@ -230,4 +230,5 @@ def check_num_classes(name: str, path: Path, found: int, num_classes: int) -> No
     """Raise ValueError unless a teacher has the classes of the data set."""
     if found != num_classes:
         rule = f"must have {num_classes} classes, as the data set has"
-        raise ValueError(f"the teacher {name} at {path} {rule} (got {found})")
+        cure = "train one on this data set (docs/teachers.md), or use --distillation-type none"
+        raise ValueError(f"the teacher {name} at {path} {rule} (got {found}); {cure}")

@@ -84,6 +84,16 @@ def test_missing_data_set_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFix
     assert "nowhere: no such folder" in capsys.readouterr().err
 
 
+def test_more_validation_than_training_images_are_noted(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert index_command([str(root)]) == 0
+    assert "exchanged" not in capsys.readouterr().out
+    assert index_command([str(root), "--train-split", "val", "--val-split", "train"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "training images: are the splits exchanged?" in out
+
+
 def test_splits_can_be_lists(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [
         f"train/circle/{number:02}.{'png' if number % 3 == 0 else 'jpg'}" for number in range(4)

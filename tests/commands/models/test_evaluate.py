@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,18 @@ def test_scores_are_those_of_the_run_to_the_last_digit(
     assert {name: found[name] for name in expected} == expected
     assert model["weights"] != ema["weights"]
     assert model["results"]["model/both/nll"] != ema["results"]["ema/both/nll"]
+
+
+def test_a_run_whose_data_set_is_elsewhere_asks_for_it(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("config.yaml", "model.safetensors", "config.json"):
+        shutil.copy(run / name, copy)
+    settings = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(re.sub("data_path: .*", "data_path: gone", settings))
+    rule = r"--data-path must be the folder of the data set on this machine; .* \(got 'gone'\)"
+    with pytest.raises(ValueError, match=rule):
+        find_data(str(copy), DataFlags())
 
 
 def test_checkpoints_and_files_of_the_run_find_its_data(run: Path, data: Path) -> None:

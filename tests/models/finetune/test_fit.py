@@ -164,6 +164,14 @@ def test_another_width_or_depth_is_refused_in_one_line(
         assert "\n" not in str(refused.value)
 
 
+def test_weights_of_a_convnet_are_refused_with_their_file(path: Path) -> None:
+    save_file({"stem.conv.weight": torch.zeros(3, 3)}, path)
+    with pytest.raises(
+        ValueError, match=f"--finetune {path}: not a DeiT checkpoint: cls_token, .*"
+    ):
+        build(path, DISTILLED)
+
+
 @pytest.mark.parametrize("key", ["pos_embed", "cls_token", "patch_embed.proj.weight"])
 @pytest.mark.parametrize("shape", [(), (3,), (1, 2)])
 def test_tensors_without_the_axes_of_a_student_are_refused_in_one_line(

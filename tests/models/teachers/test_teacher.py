@@ -359,7 +359,7 @@ def test_every_error_is_one_line(timm_model: nn.Module, tmp_path: Path) -> None:
     refuses("needs weights", TIMM, None)
     refuses("no checkpoint at", TIMM, tmp_path / "none.pth")
     refuses("near: resnet10t", "resnet10tt", path)
-    refuses(r"must have 7 classes, as the data set has \(got 6\)", TIMM, path, num_classes=7)
+    refuses(r"must have 7 classes, as the data set has \(got 6\); train", TIMM, path, num_classes=7)
     refuses(
         "the checkpoint does not fit resnet18: .* is missing; .* and [0-9]+ more", "resnet18", path
     )
