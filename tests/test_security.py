@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -39,6 +40,7 @@ from fastdeit.data.indexing import build_index
 from fastdeit.data.loaders.train import TrainLoader
 from fastdeit.data.quarantine import Quarantine, QuarantinedImage, read_quarantine
 from fastdeit.data.remote.sources.web import _read_range, _read_size
+from fastdeit.inference.load import load_model
 from fastdeit.models.sources import fetch_weights, find_remote
 from fastdeit.models.student import build_student
 from fastdeit.models.teachers.teacher import Teacher, load_teacher
@@ -616,3 +618,25 @@ def test_sizes_of_thousands_of_digits_are_no_sizes() -> None:
         response = httpx2.Response(206, headers={"Content-Range": text})
         assert _read_size(response) is None
         assert "9" * 5000 not in str(_read_range(response) or "")
+
+
+TOO_LARGE: list[dict[str, object]] = [
+    {"model_args": {"embed_dim": 24_000}},
+    {"model_args": {"depth": 10**9}},
+    {"model_args": {"embed_dim": 24, "depth": 1, "num_heads": 3}, "num_classes": 10**9},
+]
+
+
+@pytest.mark.parametrize("described", TOO_LARGE, ids=str)
+def test_config_of_a_model_larger_than_its_weights_is_refused(
+    described: dict[str, object], tmp_path: Path
+) -> None:
+    shape = {"depth": 1, "embed_dim": 24, "num_heads": 3}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **shape)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    about = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": shape}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(about | described))
+    with at_most_mib(64), pytest.raises(ValueError, match="far larger than its [0-9,]+ weights"):
+        load_model(tmp_path)

@@ -2,12 +2,14 @@
 else timm's model."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import PretrainedCfg
 from torch import nn
 
@@ -29,6 +31,10 @@ _RESERVED = {
 """Arguments of `timm.create_model` that no file decides."""
 
 
+_COUNTS = re.compile("depth|layer|block")
+"""In the names of arguments that count parts, each of which has a tensor of its own."""
+_SLACK = 4
+"""Times the weights of a file that the model may have which its config.json describes."""
 _CLASSIFIERS = ("head", "fc", "classifier", "head.fc")
 """Names of a classifier in files of other forms than timm's."""
 
@@ -159,6 +165,8 @@ def _build_timm(name: str, file: WeightFile, size: int) -> nn.Module:
     if known_config(name).fixed_input_size:
         # a network with a position embedding is built for one size, the others take any
         arguments["img_size"] = size
+    if file.config:
+        _check_size(name, file, arguments)
     network = _create(name, file, arguments)
     own = network.state_dict()
     if own.keys() == file.state.keys() and all(
@@ -177,6 +185,27 @@ def _build_timm(name: str, file: WeightFile, size: int) -> nn.Module:
         raise
     filtered.pretrained_cfg = filtered.default_cfg = network.pretrained_cfg
     return filtered
+
+
+def _check_size(name: str, file: WeightFile, arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError if the model that a config.json describes is much larger than the weights
+    that it is for, before it takes memory."""
+    counts = [value for key, value in file.arguments.items() if _COUNTS.search(key)]
+    stored = sum(tensor.numel() for tensor in file.state.values())
+    is_small = _sum_numbers(counts) <= len(file.state)
+    if is_small:
+        with torch.device("meta"):
+            parts = _create(name, file, arguments).parameters()
+        is_small = sum(part.numel() for part in parts) <= _SLACK * stored
+    if not is_small:
+        problem = f"config.json describes a model that is far larger than its {stored:,} weights"
+        raise ValueError(f"{file.path}: {problem}")
+
+
+def _sum_numbers(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(map(_sum_numbers, value))
+    return value if type(value) is int else 0
 
 
 def _create(name: str, file: WeightFile, arguments: Mapping[str, Any]) -> nn.Module:

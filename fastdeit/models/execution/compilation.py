@@ -15,7 +15,6 @@ from torch import nn
 from fastdeit.config.parse import require
 
 BACKEND = "inductor"
-_OPTIONS = {"fallback_random": True}
 
 
 def check_compiler(device: torch.device) -> None:
@@ -42,7 +41,16 @@ def compile_function(function: Callable[..., torch.Tensor]) -> Callable[..., tor
 
 
 def _arguments() -> dict[str, Any]:
-    return {"backend": BACKEND, "options": _OPTIONS if BACKEND == "inductor" else None}
+    return {"backend": BACKEND, "options": _list_options() if BACKEND == "inductor" else None}
+
+
+def _list_options() -> dict[str, bool]:
+    from torch._inductor import config  # which takes a second
+
+    # headers are compiled in /tmp/torchinductor_USER, which another user can make first, whatever
+    # TORCHINDUCTOR_CACHE_DIR says
+    headers = "cpp_cache_precompile_headers"
+    return {"fallback_random": True} | ({headers: False} if hasattr(config, headers) else {})
 
 
 @contextmanager
