@@ -17,7 +17,7 @@ from tests.support.ranks import Ranks
 @pytest.mark.slow
 def test_every_block_runs_in_order(tmp_path: Path) -> None:
     blocks = read_blocks("library.md")
-    assert len(blocks) == 13
+    assert len(blocks) == 14
     script = tmp_path / "blocks.py"
     script.write_text("\n".join(blocks))
     environment = clean_environment() | {"PYTHONPATH": str(ROOT)}
