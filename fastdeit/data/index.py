@@ -44,7 +44,7 @@ COLUMNS = (*_ARRAYS, "fault", HEADER_ONLY)
 """The columns of a stored table that `Index.from_table` reads."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class Index:
     """One split of a data set; row i is image i, and every row was good when it was checked."""
 
@@ -76,6 +76,7 @@ class Index:
     """Facts about the labels, for the user."""
 
     def __repr__(self) -> str:
+        """Return one line, where the fields would be pages of arrays."""
         counts = f"{len(self):,} images, {len(self.classes):,} classes"
         return f"<Index of {self.split} in {self.root}: {counts}>"
 

@@ -345,6 +345,11 @@ def test_bad_images_can_be_excluded(folder: Path, decoded: list[str]) -> None:
         assert not known & set(decoded)
 
 
+def test_a_printed_index_is_one_short_line(folder: Path) -> None:
+    shown = repr(build_index(folder, "train"))
+    assert shown == f"<Index of train in {folder}: 4 images, 2 classes>"
+
+
 def test_a_split_without_good_images_is_refused(folder: Path) -> None:
     (folder / "val/cat/v.jpg").write_bytes(b"")
     with pytest.raises(
@@ -392,7 +397,8 @@ def test_a_class_without_images_is_refused(folder: Path) -> None:
     (folder / "train/bee/only").mkdir(parents=True)
     (folder / "train/bee/readme.txt").touch()
     with pytest.raises(
-        DataError, match=r"bee: no images in this class .*; it holds train/bee/readme\.txt"
+        DataError,
+        match=r"bee: no images in this class .*; it holds train/bee/readme\.txt; add images",
     ):
         build_index(folder, "train")
 

@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from fastdeit.models.sizes import suggest_names
 from fastdeit.models.sources import (
     fetch_weights,
     find_remote,
@@ -78,6 +79,12 @@ def test_the_run_of_weights_is_found_and_no_other(
     address = f"https://me/x.pth?signature={'0' * 5000}"
     for absent in ("resnet18", "hf-hub:timm/deit", address, str(other), str(other / "resnet.pth")):
         assert find_run(absent) is None
+
+
+def test_near_names_are_different_names() -> None:
+    """Ours and timm's models share names."""
+    near = suggest_names("deit_smal_distilled_patch16_224").removeprefix("; near: ").split(", ")
+    assert near[0] == "deit_small_distilled_patch16_224" and len(set(near)) == len(near) == 3
 
 
 def test_a_path_that_does_not_exist_is_named_with_what_may_be_named(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_time_limit_counts_from_each_start(
         in_step(planted, 3, lambda: time.sleep(3.2))
         assert train_command(limited, "test") == 0
     assert "after step 5 of 12 (--time-limit)" in capsys.readouterr().out
-    assert "Report of run" in RunFolder(folder).report.read_text()
+    assert RunFolder(folder).report.is_file()
     resume_to_the_same_end(folder, argv, whole)
 
 

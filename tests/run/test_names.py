@@ -12,6 +12,7 @@ from fastdeit.commands.runs.replay import replay_command
 from fastdeit.commands.runs.train import train_command
 from fastdeit.data import table
 from fastdeit.data.indexing import build_index
+from fastdeit.report.build import write_report
 from fastdeit.storage.run_folder import RunFolder
 from tests.config.test_flags import split as split_words
 from tests.support.images import CLASSES, write_shapes
@@ -58,7 +59,8 @@ def test_every_command_takes_them(
     assert folder.is_finished
     with Image.open(output / "p.png") as drawn:
         drawn.verify()
-    assert "\\xe9" in folder.report.read_text(encoding="utf-8")
+    write_report([output], tmp_path / "report.html")
+    assert "\\xe9" in (tmp_path / "report.html").read_text(encoding="utf-8")
     for file in output.rglob("*.json*"):
         file.read_text(encoding="utf-8")
 

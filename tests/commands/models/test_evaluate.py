@@ -67,6 +67,8 @@ def test_a_run_whose_data_set_is_elsewhere_asks_for_it(run: Path, tmp_path: Path
     rule = r"--data-path must be the folder of the data set on this machine; .* \(got 'gone'\)"
     with pytest.raises(ValueError, match=rule):
         find_data(str(copy), DataFlags())
+    with pytest.raises(ValueError, match="--data-path must be .*, as runs/none is no run folder"):
+        find_data("runs/none", DataFlags())
 
 
 def test_checkpoints_and_files_of_the_run_find_its_data(run: Path, data: Path) -> None:
