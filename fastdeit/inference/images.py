@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from PIL import Image, ImageOps
 
-from fastdeit.data.checks.pixels import find_odd_storage
 from fastdeit.data.formats.check import (
     DECODE_ERRORS,
     MAX_PIXELS,
@@ -107,10 +106,8 @@ def read_image(path: str, view: EvalView, exif_rotate: bool = False) -> InputIma
 
 
 def _read(path: str, view: EvalView, exif_rotate: bool) -> InputImage:
-    data = read_place((path, -1, 0))
-    with Image.open(BytesIO(data), formats=_FORMATS) as image:
-        fault = find_refusal(image) or find_odd_storage(image, data) or _find_stretch(image, view)
-        if fault:
+    with Image.open(BytesIO(read_place((path, -1, 0))), formats=_FORMATS) as image:
+        if fault := find_refusal(image) or _find_stretch(image, view):
             return InputImage(path, fault=fault)
         image.load()
         orientation = read_orientation(image)
