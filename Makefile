@@ -14,9 +14,10 @@ else
 LAUNCH := $(BIN)/deepspeed -q --no_local_rank
 endif
 LAUNCH += --master_port $(shell shuf -i 20000-60000 -n 1)
-# a file's tests run in one process, in order: they share runs
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
-	--no-loadscope-reorder
+# one process more than cores, up to five, as tests of launched runs wait a third of their time; a
+# file's tests run in one process, in order: they share runs
+WORKERS := $(shell cores=$$(nproc); echo $$((cores < 4 ? cores + 1 : 5)))
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # a process starts twice as fast when its imports are compiled once and kept
 unexport PYTHONDONTWRITEBYTECODE
