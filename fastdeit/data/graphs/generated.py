@@ -1,22 +1,38 @@
 """The code that DALI generates from a graph with conditionals, and imports from temporary files."""
 
 import contextlib
+import os
 import tempfile
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+
+_LOCK = threading.Lock()
+_folders: dict[int, tempfile.TemporaryDirectory[str]] = {}
+"""The private folder of each process, by its number: a child has its parent's, which may end."""
 
 
 @contextlib.contextmanager
 def private_code() -> Iterator[None]:
-    """Have temporary files in a folder that no other user can enter, and that is gone at the end;
-    a decorator of what builds a graph.
+    """Have temporary files in a folder that no other user can enter, and that is gone when the
+    process ends; a decorator of what builds a graph, in any thread.
 
     In a folder that all may write to, such as /tmp, Python would leave compiled copies, and another
     user could put others in their place. A process that is killed would leave the files themselves.
     """
-    before = tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="fastdeit-graph-") as folder:
-        tempfile.tempdir = folder
+    with _LOCK:
+        before = tempfile.tempdir
+        tempfile.tempdir = _find_folder()
         try:
             yield
         finally:
             tempfile.tempdir = before
+
+
+def _find_folder() -> str:
+    """Return the folder of this process. It stays after a graph is built, as another thread may
+    have put a file of its own there meanwhile; it is made again if somebody tidied it away."""
+    process = os.getpid()
+    if process not in _folders or not Path(_folders[process].name).is_dir():
+        _folders[process] = tempfile.TemporaryDirectory(prefix="fastdeit-graph-")
+    return _folders[process].name
