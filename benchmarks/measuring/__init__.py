@@ -1,1 +1,1 @@
-"""What several benchmarks share: rows, times, counters, and the trainers that they measure."""
+"""The parts that several benchmarks share: rows, times, counters, and measured trainers."""

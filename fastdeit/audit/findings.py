@@ -1,4 +1,4 @@
-"""What was found of each item of the checklist, and the rows that follow from it."""
+"""The findings on each item of the checklist, and the rows that follow from them."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple

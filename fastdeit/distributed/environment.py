@@ -1,4 +1,4 @@
-"""The variables by which a launcher tells a process its place. Importing this imports no torch."""
+"""The variables in which a launcher names the place of a process. Importing this imports no torch."""
 
 import os
 from pathlib import Path

@@ -24,7 +24,7 @@ from fastdeit.storage.run_folder import RunFolder
 
 
 class EvalView(NamedTuple):
-    """What a model sees in evaluation: the centre, size pixels a side, of an image whose short side
+    """The view of a model in evaluation: the centre, size pixels a side, of an image whose short side
     was resized to size / crop_pct; normalised by mean and std. interpolation, crop_mode: timm's."""
 
     size: int

@@ -219,7 +219,8 @@ def whole(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def generators() -> tuple[Any, ...]:
     numpy = np.random.get_state(legacy=True)
-    return torch.get_rng_state().tolist(), random.getstate(), numpy[1].tolist(), numpy[2]  # type: ignore[index,union-attr]
+    keys, place = numpy[1].tolist(), numpy[2]  # type: ignore[index,union-attr]
+    return torch.get_rng_state().tolist(), random.getstate(), keys, place
 
 
 def steps(folder: Path) -> list[int]:

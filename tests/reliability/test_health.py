@@ -62,7 +62,8 @@ def test_infinite_loss_with_a_finite_gradient_skips_the_step(form: str, world: W
 
         def spoilt(at: int = at, parts: list[Batch] = parts) -> Iterator[Batch]:
             for place, each in enumerate(parts):
-                trainer.criterion = InfiniteLoss(criterion) if place == at else criterion  # type: ignore[assignment]
+                chosen = InfiniteLoss(criterion) if place == at else criterion
+                trainer.criterion = chosen  # type: ignore[assignment]
                 yield each
 
         values = trainer.train_step(spoilt())

@@ -422,7 +422,8 @@ def test_native_crops_are_close_to_exact(
     for backend, device in (("exact", "cpu"), ("native", device_of(place))):
         chosen = options(len(index), backend=backend, device=device)
         fed = (index.encoded(np.arange(len(index))), *pack_eval(index.sizes, crop, chosen))
-        found.append(levels(to_numpy(build_eval_pipeline(lambda i: fed, crop, chosen).run()[0])))  # noqa: B023
+        pipeline = build_eval_pipeline(lambda i: fed, crop, chosen)  # noqa: B023
+        found.append(levels(to_numpy(pipeline.run()[0])))
     distances.check(found[1], found[0], mean=1.0)
 
 
