@@ -1,4 +1,4 @@
-"""The variables in which a launcher names the place of a process. Importing this imports no torch."""
+"""The variables that a launcher sets for each process. Importing this imports no torch."""
 
 import os
 from pathlib import Path

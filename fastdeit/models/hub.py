@@ -24,8 +24,9 @@ from fastdeit.storage.run_folder import RunFolder
 
 
 class EvalView(NamedTuple):
-    """The view of a model in evaluation: the centre, size pixels a side, of an image whose short side
-    was resized to size / crop_pct; normalised by mean and std. interpolation, crop_mode: timm's."""
+    """The view of a model in evaluation: the centre, size pixels a side, of an image whose short
+    side was resized to size / crop_pct; normalised by mean and std. interpolation, crop_mode:
+    timm's."""
 
     size: int
     mean: tuple[float, ...]
