@@ -23,8 +23,7 @@ def test_a_call_returns_what_the_function_would() -> None:
         result = graphs.run("scale", scale, values, torch.tensor(3.0))
         assert result is not None
         found.append(result)
-        scaled = graphs.run("scale", scale, values, None)  # type: ignore[arg-type]
-        assert torch.equal(scaled, values * 2)
+        assert torch.equal(graphs.run("scale", scale, values, None), values * 2)  # type: ignore[arg-type]
     assert torch.stack(found)[:, 0].tolist() == [0, 3, 6]
     assert recorder.recorded == [1, 1] and not graphs.failures
 
@@ -35,8 +34,7 @@ def test_each_signature_is_recorded_and_their_number_is_bounded() -> None:
     inputs = [torch.rand(2, size) for size in range(1, 8)]
     inputs += [inputs[2].double(), torch.rand(3, 2).T]
     for values in [*inputs, *inputs]:
-        scaled = graphs.run("scale", scale, values, None)  # type: ignore[arg-type]
-        assert torch.equal(scaled, values * 2)
+        assert torch.equal(graphs.run("scale", scale, values, None), values * 2)  # type: ignore[arg-type]
     assert len(recorder.recorded) == MOST
 
 
