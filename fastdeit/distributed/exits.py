@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -14,6 +15,8 @@ from fastdeit.distributed.environment import is_first_on_machine
 _REPORTED = "fastdeit/reported"
 _EXITED = "fastdeit/exited"
 _READY = "fastdeit/ready to exit"
+
+_at_hard_exit: list[Callable[[], object]] = []
 
 
 def rank0_reports_error(limit_s: float = 3.0) -> bool:
@@ -66,9 +69,18 @@ def wait_for_rank0(limit_s: float) -> None:
             store.wait([_READY], datetime.timedelta(seconds=limit_s))
 
 
+def at_hard_exit(clean: Callable[[], object]) -> Callable[[], object]:
+    """Have `hard_exit` call `clean`, a decorator of it: it skips what `atexit` was given."""
+    _at_hard_exit.append(clean)
+    return clean
+
+
 def hard_exit(code: int) -> NoReturn:
     """End this process here: libraries take seconds on their way out, and some wait for other
     processes."""
+    for clean in _at_hard_exit:
+        with contextlib.suppress(OSError):
+            clean()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a full disk below it
             stream.flush()

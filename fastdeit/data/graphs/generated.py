@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastdeit.distributed.exits import at_hard_exit
+
 _LOCK = threading.Lock()
 _folders: dict[int, tempfile.TemporaryDirectory[str]] = {}
 """The private folder of each process, by its number: a child has its parent's, which may end."""
@@ -36,3 +38,10 @@ def _find_folder() -> str:
     if process not in _folders or not Path(_folders[process].name).is_dir():
         _folders[process] = tempfile.TemporaryDirectory(prefix="fastdeit-graph-")
     return _folders[process].name
+
+
+@at_hard_exit
+def _remove_folder() -> None:
+    folder = _folders.pop(os.getpid(), None)
+    if folder:
+        folder.cleanup()

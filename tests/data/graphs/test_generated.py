@@ -64,8 +64,13 @@ def test_the_folder_is_made_again_if_it_was_tidied_away(folder: Path) -> None:
     assert len(build_graph().run()[0]) == 2
 
 
-def test_the_folder_is_gone_when_the_process_ends(tmp_path: Path) -> None:
-    code = "from fastdeit.data.graphs.generated import private_code\nwith private_code(): pass"
+@pytest.mark.parametrize("last", ["", "hard_exit(0)"], ids=["usual", "a rank's"])
+def test_the_folder_is_gone_when_the_process_ends(last: str, tmp_path: Path) -> None:
+    code = (
+        "from fastdeit.data.graphs.generated import private_code\n"
+        "from fastdeit.distributed.exits import hard_exit\n"
+        f"with private_code(): pass\n{last}"
+    )
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
     assert not list(tmp_path.iterdir())

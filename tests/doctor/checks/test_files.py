@@ -20,6 +20,14 @@ def target(tmp_path: Path) -> Target:
     return Target(output_dir=str(tmp_path), scratch=choose_scratch(str(tmp_path)))
 
 
+@pytest.fixture(autouse=True)
+def free_and_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the disk of this machine is like."""
+    monkeypatch.setattr(files, "_LITTLE", 0)
+    monkeypatch.setattr(files, "_NONE", 0)
+    monkeypatch.setattr(files, "_SLOW_SYNC_S", 1e9)
+
+
 def refuse(code: int) -> Any:
     def call(*args: object, **options: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -40,6 +48,7 @@ def test_a_folder_that_cannot_be_written_is_broken(
 def test_little_space_is_a_warning_and_none_is_broken(
     free: float, status: str, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.undo()
     space = SimpleNamespace(f_frsize=1, f_bavail=free * GIB)
     monkeypatch.setattr(files.os, "statvfs", lambda _: space)
     assert files.check_output(target).status == status
