@@ -25,7 +25,7 @@ from fastdeit.config.cli import parse_config
 from fastdeit.config.flags import split_flags
 from fastdeit.config.options import parse_options, split_options
 from fastdeit.config.parse import require_value
-from fastdeit.config.recipes import RECIPES
+from fastdeit.config.recipes import RECIPES, spell_recipe
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import quote_words
 
@@ -96,7 +96,7 @@ def _audit_flags(argv: Sequence[str]) -> tuple[Audit, ResultOptions]:
 def _check_subject(subject: str) -> None:
     """Raise ValueError, naming what is allowed, for no subject or the name of a recipe."""
     allowed = "given, or --recipe NAME"
-    is_recipe = subject.replace("-", "_") in RECIPES
+    is_recipe = spell_recipe(subject) in RECIPES
     if is_recipe:
         allowed = f"a run or a checkpoint; --recipe {subject} is the recipe"
     require_value(bool(subject) and not is_recipe, "RUN|CHECKPOINT", subject, allowed)

@@ -25,7 +25,7 @@ from fastdeit.config.describe import describe_recipe, format_settings
 from fastdeit.config.flags import format_flag
 from fastdeit.config.options import split_options
 from fastdeit.config.parse import name_flag, require_value
-from fastdeit.config.recipes import RECIPES, find_recipe
+from fastdeit.config.recipes import RECIPES, find_recipe, spell_recipe
 from fastdeit.config.schema import Config
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import quote_words
@@ -76,7 +76,7 @@ def _list(as_json: bool) -> None:
 
 def _show(name: str, flags: Sequence[str], as_json: bool) -> None:
     config = find_recipe(name)
-    recipe = RECIPES[name.replace("-", "_")]
+    recipe = RECIPES[spell_recipe(name)]
     description = inspect.cleandoc(recipe.__doc__ or "")
     if flags:
         config, _ = parse_config([*flags, "--recipe", name], "fastdeit recipes show")
@@ -113,7 +113,7 @@ def _diff(first: str, second: str, as_json: bool) -> None:
 
 def _read(name: str) -> Config:
     """Return the settings of a recipe, a run folder or a settings file."""
-    if name.replace("-", "_") in RECIPES:
+    if spell_recipe(name) in RECIPES:
         return find_recipe(name)
     path = Path(name)
     file = RunFolder(path).config if path.is_dir() else path

@@ -16,7 +16,7 @@ from fastdeit.config.flags import check_flags, expand_home
 from fastdeit.config.options import FLAT, make_parser
 from fastdeit.config.parse import runs_code
 from fastdeit.config.peers import explain_rate, translate_flags
-from fastdeit.config.recipes import RECIPES, find_recipe
+from fastdeit.config.recipes import RECIPES, find_recipe, spell_recipe
 from fastdeit.config.schema import Config
 
 
@@ -84,7 +84,7 @@ def _sections(config: Config) -> dict[str, Any]:
 
 def _base_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", default="deit")
+    parser.add_argument("--recipe", default="deit", type=spell_recipe)
     parser.add_argument("--config", default="")
     # the launcher passes it; the environment holds the same
     parser.add_argument("--local_rank", "--local-rank", type=int)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from fastdeit.config.recipes import spell_recipe
 from fastdeit.estimate.lines import Line
 
 
@@ -36,7 +37,7 @@ _BY_RECIPE = {
 
 def find_data_set(recipe: str) -> DataSet | None:
     """Return the data set that a recipe is for; None if it serves any."""
-    return _BY_RECIPE.get(recipe.replace("-", "_"))
+    return _BY_RECIPE.get(spell_recipe(recipe))
 
 
 class Samples(NamedTuple):

@@ -12,6 +12,7 @@ from fastdeit.config.cli import parse_config
 from fastdeit.config.flags import check_flags
 from fastdeit.config.parse import parse_rand_augment
 from fastdeit.config.recipes import RECIPES
+from fastdeit.config.recipes.follow import follow_with_student
 from fastdeit.config.schema import Config
 from fastdeit.plan.build import build_plan
 from fastdeit.plan.spec import PlanSpec
@@ -142,6 +143,13 @@ def test_flags_beat_file_beats_recipe(tmp_path: Path) -> None:
     )
     assert config.augment.scale == (0.5, 1)
     assert config.run.output_dir == "runs/digits"
+
+
+@pytest.mark.parametrize("spelling", ["digits_teacher", "digits-teacher"])
+def test_both_spellings_of_a_recipe_name_one_folder(spelling: str) -> None:
+    config, recipe = parse_config(["--recipe", spelling], "test")
+    assert recipe == "digits_teacher" and config.run.output_dir == "runs/digits_teacher"
+    assert follow_with_student(config, recipe, "runs/digits_teacher")[1] == "digits"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

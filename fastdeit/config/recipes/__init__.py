@@ -36,10 +36,16 @@ _ALL = (
 RECIPES: dict[str, Callable[[], Config]] = {recipe.__name__: recipe for recipe in _ALL}
 
 
+def spell_recipe(name: str) -> str:
+    """Return the name of a recipe in which `-` may stand for `_`; any other text as it is."""
+    spelled = name.replace("-", "_")
+    return spelled if spelled in RECIPES else name
+
+
 def find_recipe(name: str) -> Config:
     """Return a recipe's settings; `-` in its name stands for `_`. Raise ValueError if there is
     none."""
-    recipe = RECIPES.get(name.replace("-", "_"))
+    recipe = RECIPES.get(spell_recipe(name))
     if recipe is None:
         near = suggest_near(name, RECIPES)
         raise ValueError(f"--recipe must be one of {', '.join(RECIPES)} (got {name!r}){near}")

@@ -18,7 +18,7 @@ def follow_with_student(config: Config, recipe: str, folder: str) -> tuple[Confi
     What the user has chosen of images, augmentation and batch size holds for the student, too.
     folder: of the run.
     """
-    student = recipe.replace("-", "_").removesuffix("_teacher")
+    student = recipe.removesuffix("_teacher")
     base = _with_chosen_images(find_recipe(student), config, recipe)
     output_dir = f"runs/{student}"
     if folder == output_dir:

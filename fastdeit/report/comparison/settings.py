@@ -5,7 +5,7 @@ from typing import Any
 
 from fastdeit.config.changes import list_values
 from fastdeit.config.parse import name_flag
-from fastdeit.config.recipes import RECIPES, find_recipe
+from fastdeit.config.recipes import RECIPES, find_recipe, spell_recipe
 from fastdeit.report.comparison.rows import Row, make_row
 from fastdeit.report.record import RunRecord
 
@@ -55,7 +55,7 @@ def list_changes(record: RunRecord) -> dict[str, str]:
 def find_changes(record: RunRecord) -> dict[str, tuple[Any, Any]] | None:
     """Return the settings of a run that are not those of its recipe, paths aside, by name: its own
     value, then the recipe's. None if either is not recorded."""
-    if record.settings is None or record.recipe.replace("-", "_") not in RECIPES:
+    if record.settings is None or spell_recipe(record.recipe) not in RECIPES:
         return None
     start = list_values(find_recipe(record.recipe))
     return {
