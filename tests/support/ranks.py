@@ -127,6 +127,6 @@ def _run(
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # gloo's threads may abort a process that ends by itself
+        from fastdeit.distributed.exits import hard_exit  # imports torch
+
+        hard_exit(code)  # gloo's threads may abort a process that ends by itself
