@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ import pytest
 from tests.support.launching import FOREIGN, ROOT
 
 AVX2 = {"avx2", "fma"}
-_SIMD = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])  # type: ignore[index,call-overload]
+_CONFIG: Any = np.show_config(mode="dicts")
+_SIMD = _CONFIG["SIMD Extensions"].get("found", [])
 
 SETTINGS = {
     "oldest": {
