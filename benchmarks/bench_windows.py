@@ -1,14 +1,14 @@
 """Cost of a sample of the exact backend with --augment-device gpu, beside cpu: CPU time, and bytes
 to the GPU.
 
-python -m benchmarks.bench_windows [--images 256]
+python -m benchmarks.bench_windows [--images 256] [-o benchmarks/results/cpu-windows.csv]
 
 With `gpu` the host decodes the windows and copies them into one buffer; with `cpu` it does all, up
 to the finished images. Both are measured on the CPU in one process, in turn, in CPU time; the
-kernels are not run (docs/kernels.md has an estimate of their time). Prints a Markdown table.
+kernels are not run (docs/kernels.md has an estimate of their time). Writes a row for each recipe,
+and docs/augmentation.md has them as a table (`python -m benchmarks.tables`).
 """
 
-import argparse
 import itertools
 import statistics
 import tempfile
@@ -20,6 +20,8 @@ import torch
 
 from benchmarks.loaders.images import MEAN, STD, write_images
 from benchmarks.loaders.process import measure
+from benchmarks.measuring import harness
+from benchmarks.measuring.harness import Row
 from fastdeit.data.graphs.options import PipelineOptions
 from fastdeit.data.graphs.pipeline import build_train_pipeline
 from fastdeit.data.index import Index
@@ -47,7 +49,6 @@ SPECS = {
         reprob=0.0,
     ),
 }
-HEAD = "| recipe | CPU ms a sample, cpu | gpu | ratio | KB to the GPU, cpu | gpu |"
 
 
 def make_loader(index: Index, spec: PlanSpec, uses_kernels: bool) -> TrainLoader:
@@ -82,7 +83,8 @@ def bytes_sent(packed: torch.Tensor, planned: Any) -> float:
     return (packed.numel() + rows) / BATCH + TABLE_BYTES
 
 
-def row_of(name: str, spec: PlanSpec, index: Index, images: int) -> str:
+def compare(name: str, spec: PlanSpec, index: Index, images: int) -> Row:
+    """Measure both forms in alternating rounds; return and print a row."""
     whole = endless(make_loader(index, spec, uses_kernels=False))
     windows = decode(index, spec)
     samples = [(batch.ordinals for batch in whole), (planned.ordinals for _, planned in windows)]
@@ -92,20 +94,23 @@ def row_of(name: str, spec: PlanSpec, index: Index, images: int) -> str:
     cpu, gpu = (statistics.median(times) for times in zip(*rounds, strict=True))
     sent = statistics.mean(bytes_sent(*next(windows)) for _ in range(4)) / 1e3
     finished = 3 * spec.input_size**2 * 4 / 1e3
-    times = f"{cpu:.2f} | {gpu:.2f} | {gpu / cpu:.2f}"
-    return f"| {name} | {times} | {finished:.0f} | {sent:.0f} |"
+    row: Row = {"recipe": name, "cpu_ms": f"{cpu:.2f}", "gpu_ms": f"{gpu:.2f}"}
+    row |= {"ratio": f"{gpu / cpu:.2f}", "cpu_kb": f"{finished:.0f}", "gpu_kb": f"{sent:.0f}"}
+    print(" ".join(f"{name}: {value}" for name, value in row.items()), flush=True)
+    return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = harness.make_parser(__doc__)
     parser.add_argument("--images", type=int, default=256, help="samples of each measurement")
-    images = parser.parse_args().images
+    parser.add_argument("-o", "--output", type=Path, default=harness.RESULTS / "cpu-windows.csv")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 32, 16)
         index = build_index(Path(folder), "train")
-        print(HEAD, "|---|---|---|---|---|---|", sep="\n")
-        for name, spec in SPECS.items():
-            print(row_of(name, spec, index, images), flush=True)
+        rows = [compare(name, spec, index, args.images) for name, spec in SPECS.items()]
+    stamp = harness.environment(torch.device("cpu"))
+    harness.write_rows(args.output, [{**stamp, **row} for row in rows], [*stamp, *rows[0]])
 
 
 if __name__ == "__main__":

@@ -133,6 +133,14 @@ def compare_packed() -> list[Cells]:
     return table
 
 
+def compare_windows() -> list[Cells]:
+    """Return CPU times of a sample and bytes to the GPU, augmented on the CPU and by kernels."""
+    columns = ("recipe", "cpu_ms", "gpu_ms", "ratio", "cpu_kb", "gpu_kb")
+    table = [["recipe", "CPU ms a sample, cpu", "gpu", "ratio", "KB to the GPU, cpu", "gpu"]]
+    rows = select_newest(read_rows("cpu-windows"), "recipe")
+    return table + [[row[name] for name in columns] for row in rows]
+
+
 def list_preparations() -> list[Cells]:
     """Return the core-hours of preparing a million images, a form a row."""
     rows = select_newest(read_rows("cpu-prepare"), "form", "work")
@@ -229,6 +237,7 @@ TABLES: dict[str, Callable[[], list[Cells]]] = {
     "launch": lambda: list_seconds(read_rows("cpu-launch")),
     "exports": compare_exports,
     "packed": compare_packed,
+    "windows": compare_windows,
     "preparations": list_preparations,
     "largest-micro-batch": list_largest_batches,
     "compiled-steps": lambda: compare_forms("cpu-compile", "without a compiler"),
