@@ -5,7 +5,6 @@ DALI gets an image as its pixels behind the header of a PGM file, so that the de
 JPEG reads it too.
 """
 
-import functools
 import gzip
 import os
 import re
@@ -46,7 +45,6 @@ def idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
     return None
 
 
-@functools.lru_cache(maxsize=4)
 def read_images(file: Path) -> np.ndarray:
     """Return uint8 (N, header + H * W), read-only: each row a PGM file. Raises DataError for
     another or a damaged file."""
