@@ -1,5 +1,5 @@
-"""Loads and stores of three planes of a block of pixels within a kernel, in whole vectors also
-where memory is channels last; part of `mix_patches` and `normalise`.
+"""Loads and stores of three planes of a block of pixels within a kernel, in whole vectors even
+where memory is channels last; for `mix_patches`, `mix_pixels` and `normalise`.
 
 A thread that holds 8 neighbours of each of three planes holds 24 neighbours of the channels-last
 order. Splits and joins change between the orders without moving elements between threads, so that

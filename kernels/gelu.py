@@ -3,7 +3,7 @@
     y = z · Φ(z),   z = x + bias,   Φ(z) = (1 + erf(z / √2)) / 2
     dx = dy · (Φ(z) + z·φ(z)),   dbias = Σ over rows of dx
 
-x, y: (..., D) in one dtype; bias: (D,) in any; math in fp32. Bytes per image, in units of N·D
+x, y: (..., D) in one dtype; bias: (D,) in any dtype; math in fp32. Bytes per image, in units of N·D
 elements (D: the MLP's hidden width): forward reads 1, writes 1; backward reads 2, writes 1, and one
 more where it computes y again (mlp.py). Source: Hendrycks and Gimpel 2016 (1606.08415).
 
@@ -13,8 +13,8 @@ in u, and y = max(z, 0) - u·Q(u). The coefficients are a weighted minimax fit o
 Over all bf16 inputs with |y| > 2e-37, y is at most 0.514 ulp from the exact value (fp16: 0.511),
 where 0.5 is the optimum and 1 + erf(z) loses up to 255 ulp below z = -5 (fp16: 2). Compiled for
 sm_90 the forward takes 21 instructions an element instead of erf's 40, the backward 37 instead of
-57, with as many MUFU (1 and 2): with 40 and 57 an H100 would compute for about as long as it moves
-bytes.
+57, with as many special-function instructions (MUFU; 1 and 2): with 40 and 57 an H100 would compute
+for about as long as it moves bytes.
 """
 
 import torch
@@ -53,8 +53,8 @@ def _tail(u):
 
 @triton.jit
 def _bounded(z):
-    """Return |z|, at most 14.5, where the tail is 0 in fp32: infinity times zero would be NaN. NaN
-    stays NaN."""
+    """Return |z|, at most 14.5, since the tail is 0 in fp32 from there on and infinity times zero
+    would be NaN. NaN remains NaN."""
     return tl.minimum(tl.abs(z), 14.5, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -118,7 +118,7 @@ def _gelu_bwd_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Compute dx of every row_programs-th block of BLOCK_ROWS rows, and their part of the sum for
+    """Compute dx of every row_programs-th block of BLOCK_ROWS rows, and their partial sum for
     dbias, fp32 (row_programs, D); grid: row_programs · blocks of columns."""
     col_blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     pid = tl.program_id(0)
@@ -183,8 +183,8 @@ def gelu_bwd_triton(
     dy, x = dy.contiguous(), x.contiguous()
     dx, dbias, y = _gelu_bwd_fake(dy, x, bias, with_y)
     rows, dim, col_blocks, launch = _launch("gelu_bwd", x)
-    # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the
-    # shape alone
+    # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends only on
+    # the shape
     row_programs = min(
         max(1, launch.pop("PROGRAMS") // col_blocks), blocks_of(rows, launch["BLOCK_ROWS"])
     )
@@ -235,8 +235,8 @@ def gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Compute the exact GELU of x + bias: x (..., D), bias (D,) or None → y like x, differentiable
     in both.
 
-    As a kernel, x and bias are fp32, bf16 or fp16, each its own. Raises ValueError for another
-    dtype or a bias that does not fit.
+    As a kernel, x and bias are each fp32, bf16 or fp16. Raises ValueError for another dtype or a
+    bias that does not fit.
     """
     if bias is not None and bias.shape != x.shape[-1:]:
         rule = f"({x.shape[-1]},), the last dimension of x"

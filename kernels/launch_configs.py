@@ -19,7 +19,9 @@ import torch
 import triton
 
 TABLE = Path(__file__).with_name("launch_configs.json")
+"""The file with the table of launches."""
 INTERPRETED_ARCH = 90
+"""The architecture whose launches Triton's interpreter uses."""
 FORMS = {
     "attention_bwd": ("pair", "whole", "ahead"),
     "attention_fwd": ("blocks", "resident"),
@@ -33,8 +35,8 @@ Launch = dict[str, int]
 
 @functools.lru_cache(maxsize=1)
 def rows() -> list[dict]:
-    """Return the rows of the table; the list is shared, and whoever changes it clears the cache of
-    `_find_row`."""
+    """Return the rows of the table; the list is shared, and code that changes it must clear the
+    cache of `_find_row`."""
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
@@ -98,6 +100,7 @@ def _supported_rows(op: str, bits: int) -> list[dict]:
 
 
 def version_of_row(row: dict) -> Version:
+    """Return the version of Triton from which on a row is used; (0, 0) if it names none."""
     return version_of(row.get("triton", "0.0"))
 
 

@@ -6,9 +6,9 @@ which `add_norm` adds.
 
 x, out: (..., D); W1: (H, D); b1: (H,); W2: (D, H); Σ is over all rows. x and h are saved for the
 backward, D + H elements a token, beside the parameters; g is not, but computed again in the pass
-that computes dh, from the same stored h and so with the same bits. In a block of DeiT (H = 4·D)
-that leaves 12·D saved elements a token of 16·D. The price is one write of H elements a token. What
-no gradient needs is not saved: x serves W1 alone, W1 serves x alone.
+that computes dh, from the same stored h and so with the same bits. So a block of DeiT (H = 4·D)
+saves 12·D elements a token instead of 16·D, at the price of one more write of H elements a token.
+What no gradient needs is not saved: only dW1 needs x, and only dx needs W1.
 
 The rows "mlp_fwd" and "mlp_bwd" of the table of launches name a form: "separate", with the products
 of cuBLAS and GELU as a kernel between them (gelu.py), or "epilogue", with GELU in the epilogue of
@@ -93,7 +93,7 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[Gradient, Gradient, Gradient, Gradient]:
-        # h is no input: a second derivative would silently miss what comes through it
+        # h is no input: a second derivative would silently lack what comes through it
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("mlp has no second derivative: do not pass create_graph=True")
         h, bias1, x, weight1, weight2 = ctx.saved_tensors

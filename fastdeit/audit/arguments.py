@@ -27,7 +27,7 @@ from fastdeit.plan.spec import PlanSpec
 _LARGEST = 1e15
 _LETTERS = 60
 _BETAS = (None, [0.9, 0.999], (0.9, 0.999))
-"""Of AdamW, in every form."""
+"""The betas of AdamW in DeiT, in every form."""
 _MIX = ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob")
 _NONE = (None, "", "none", "None")
 

@@ -29,16 +29,17 @@ from fastdeit.data.formats.cifar.files import read_batch
 from fastdeit.data.formats.detect import Feeding
 from fastdeit.data.formats.idx import read_images
 from fastdeit.data.formats.listing import DataError, image_columns
-from fastdeit.data.formats.parquet.images import ParquetImages, open_images
+from fastdeit.data.formats.parquet.images import ParquetImages
 from fastdeit.data.formats.shards.reader import ShardReader
 from fastdeit.display.text import printable
 
 _BY_NUMBER: dict[str, Callable[[Path], np.ndarray | ParquetImages]] = {
     "idx": read_images,
     "cifar": lambda file: read_batch(file).rows,
-    "parquet": open_images,
+    "parquet": ParquetImages,
 }
 """The readers of files in which an image has a number instead of an offset, by kind."""
+_MOST_OPEN = 8  # files of numbered images
 _ARRAYS = ("name", "label", "num_bytes", "height", "width", "shard", "offset")
 COLUMNS = (*_ARRAYS, "fault", HEADER_ONLY)
 """The columns of a stored table that `Index.from_table` reads."""
@@ -202,9 +203,13 @@ class Index:
         the data set lies."""
         return self._fingerprint
 
-    def _open_numbered(self, shard: int) -> np.ndarray | ParquetImages:
-        """Return the encoded images of a file by number, uint8 (length,) each."""
-        return _BY_NUMBER[self.kind](self.root / self.shards[shard])
+    @functools.cached_property
+    def _open_numbered(self) -> Callable[[int], np.ndarray | ParquetImages]:
+        """The function that returns the encoded images of a file by number, uint8 (length,) each;
+        the last few files stay open."""
+        # of each index its own: a later one may be of a file that has been replaced
+        read = _BY_NUMBER[self.kind]
+        return functools.lru_cache(_MOST_OPEN)(lambda shard: read(self.root / self.shards[shard]))
 
     def _shard_path(self, shard: int) -> str:
         return os.path.join(self.root, self.shards[shard])

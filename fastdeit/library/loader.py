@@ -111,7 +111,7 @@ class Loader:
     batch_sampler = sampler
 
     def state_dict(self) -> dict[str, Any]:
-        """Return, as JSON values, where the loader stands: after the batch that it gave last.
+        """Return the position of the loader, after the batch that it gave last, as JSON values.
 
         It is equal on all ranks, and fits any number of them, unless one found a damaged image.
         """

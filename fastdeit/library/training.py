@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _COLLECTIVE_MARGIN_S = 60  # the watchdog acts before the collectives' own time-out
 _MAX_BYTES = 1 << 22
-"""Of summary.json."""
+"""The largest size of summary.json, in bytes."""
 
 
 class Guards(NamedTuple):
@@ -212,7 +212,7 @@ def _same_threads() -> Iterator[None]:
 
 
 def join_ranks(config: Config) -> World:
-    """Join the ranks of a run. Raises ValueError."""
+    """Join the ranks of a run. Raises ValueError as `init_distributed`."""
     return init_distributed(max(config.limits.sections().values()) + _COLLECTIVE_MARGIN_S)
 
 
@@ -225,8 +225,9 @@ def prepare_run(
 ) -> "tuple[Run, list[str]] | None":
     """Return a run at its next step, with notes for the user; None if it was finished before.
 
-    callbacks: beside those of --callback. Nothing but the lock is written yet, the data set of a
-    URL, and the working copy of a run at a URL. Raises ValueError, StopAgreed. A collective.
+    callbacks: those beside --callback. Only the lock is written yet, and of URLs the data set that
+    was fetched and the working copy of the run. Raises ValueError for what cannot be used, and
+    StopAgreed. A collective.
     """
     supervisor, lock, mirror = guards
     folder = mirror.folder

@@ -64,6 +64,7 @@ class RunStore:
                 return None
 
     def write(self, name: str, data: bytes) -> None:
+        """Write a file."""
         with translate_errors(f"{self.url}/{name}"):
             self._system.pipe_file(self._place(name), data)
 

@@ -40,7 +40,8 @@ _OPEN_FILES = 1024
 """The usual limit of Linux; shards leave 512 of them to everything else."""
 _SHARED_MEMORY = Path("/dev/shm")
 _SHARED_BYTES = 2**30
-"""Asked for by NCCL's documentation, Troubleshooting, "Shared memory"; a container has 64 MB."""
+"""The size that NCCL's documentation asks for (Troubleshooting, "Shared memory"); a container has
+64 MB."""
 
 
 def check_config(config: Config, world_size: int, *, trains: bool = True) -> None:

@@ -1,5 +1,5 @@
-"""Reader of a teacher cache: the teacher's output for every sample of the plan, one record of fixed
-size each.
+"""Reader of a teacher cache: the teacher's output for every sample of the plan, a record of fixed
+size for each.
 
 A cache is a folder:
 
@@ -11,9 +11,9 @@ A cache is a folder:
                       where nothing is recorded
     quarantine.jsonl  images that were found bad during recording (data/quarantine.py), if any
 
-A chunk is written before its digests, both in their final place. What a crash cuts off has no
-digest that fits, so a chunk is either recorded or not. Writers of different chunks never touch each
-other's bytes. File names never come from the manifest. A reader checks a chunk when it first needs
+A chunk is written before its digests, both in their final place. A chunk that a crash cuts off has
+no digest that fits, so a chunk is either recorded or not. Writers of different chunks never write
+the same bytes. File names never come from the manifest. A reader checks a chunk when it first needs
 it, and uses the same bytes that it checked.
 """
 
@@ -40,13 +40,14 @@ BAD_IMAGES = "quarantine.jsonl"
 DIGEST = 16
 """Bytes of a digest."""
 _MAX_CHUNKS = 32
-"""Checked chunks in memory."""
+"""The largest number of checked chunks in memory."""
 _MAX_WARNINGS = 10
 
 _log = logging.getLogger(__name__)
 
 Images = Callable[[int, np.ndarray], np.ndarray]
-"""(epoch, ordinals int64 (B,)) -> the row of the index at each, int64 (B,): `Plan.images`."""
+"""A function from an epoch and ordinals, int64 (B,), to the row of the index at each, int64 (B,):
+`Plan.images`."""
 
 
 class Cache:
@@ -58,7 +59,7 @@ class Cache:
         self._records = _map_file(self.folder / RECORDS)
         self._chunks = _read_file(self.folder / CHUNKS)
         self._checked: dict[tuple[int, int], np.ndarray | str] = {}
-        """Return the records of a chunk, or their fault."""
+        """The records of the chunks that were checked, or their fault."""
         self._version = 0
 
     @property
@@ -138,7 +139,7 @@ class Cache:
         return entry if len(entry) == 2 * DIGEST and any(entry) else b""
 
     def read_chunk(self, epoch: int, chunk: int) -> np.ndarray | None:
-        """Return the bytes of a chunk's records, copied; None if the file ends before."""
+        """Return a copy of the bytes of a chunk's records, uint8; None if the file ends before."""
         first = (epoch * self.manifest.samples + chunk * self.manifest.chunk) * self.record_bytes
         last = first + len(self.manifest.ordinals(chunk)) * self.record_bytes
         # reading beyond the end of a file that was cut after it was mapped would kill the process
@@ -163,15 +164,15 @@ class CachedTeacher:
         self.miss = miss
         self.bad_images = bad_images or {}
         self.missed = 0
-        """Samples without a record so far."""
+        """The number of samples without a record so far."""
         self._images = images
         self._warned: set[str] = set()
 
     def records(
         self, epoch: int, ordinals: np.ndarray, labels: np.ndarray, lam: np.ndarray, version: int
     ) -> np.ndarray | None:
-        """Return the records of a micro-batch, uint8 (B, record bytes), or None: run the live
-        teacher.
+        """Return the records of a micro-batch, uint8 (B, record bytes), or None if the live teacher
+        must run.
 
         Row i is mixed with row i ^ 1. version: as in `Cache.look_up`.
         """

@@ -35,7 +35,7 @@ LOCK = "lock"
 _WORK = f"{MANIFEST}.tmp"
 _OWN = {MANIFEST, RECORDS, CHUNKS, LOCK, BAD_IMAGES, _WORK}
 _COPIED_AT_ONCE = 16
-"""Chunks: 65,536 samples, 26 MB of 100 logits."""
+"""The number of chunks that are copied at once: 65,536 samples, 26 MB of 100 logits."""
 _CREATING = 1 << 62
 """The byte of the lock file that is locked to create a cache; lower ones are chunks."""
 
@@ -96,7 +96,7 @@ class CacheWriter:
     """Writer of chunks into a cache; many processes may write, each its own chunks.
 
     Raises CacheError if the folder cannot be written, or the disk is full; what was recorded before
-    stays.
+    is not lost.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -136,13 +136,13 @@ class CacheWriter:
 
     def copy(self, source: Cache, epoch: int, chunks: Sequence[int]) -> None:
         """Copy whole chunks of an epoch out of another cache with an equal manifest."""
-        # in groups: the disk is waited for once in each, and memory holds one
+        # in groups: the disk is waited for once in each group, and memory holds one group
         for first in range(0, len(chunks), _COPIED_AT_ONCE):
             group = chunks[first : first + _COPIED_AT_ONCE]
             self._put(epoch, [(chunk, *_read_whole(source, epoch, chunk)) for chunk in group])
 
     def _put(self, epoch: int, chunks: Sequence[tuple[int, bytes, bytes]]) -> None:
-        """Write the records of chunks, and their digests when those are on the disk.
+        """Write the records of chunks, and their digests once the records are on the disk.
 
         chunks: number, records and digests of each.
         """

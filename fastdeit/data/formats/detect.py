@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastdeit.data.formats.cifar.files import find_cifar, list_cifar
-from fastdeit.data.formats.file_names import is_litter
+from fastdeit.data.formats.file_names import has_word, is_litter
 from fastdeit.data.formats.folder import class_folders, image_files, list_folder
 from fastdeit.data.formats.idx import idx_files, list_idx
 from fastdeit.data.formats.imagenet import list_flat, truth_file
@@ -166,23 +166,23 @@ def _in_folder(folder: Path) -> SplitLocation:
     )
 
 
-def _in_root(root: Path, name: str) -> SplitLocation | None:
+def _in_root(root: Path, split: str) -> SplitLocation | None:
     """Find the split among the files in the data path itself, or return None."""
     for suffix in LIST_SUFFIXES:
-        if (root / f"{name}{suffix}").is_file():
-            return _one_list((root / f"{name}{suffix}",))
-    token = re.compile(rf"(^|[-_.]){re.escape(name)}[-_.]")
+        if (root / f"{split}{suffix}").is_file():
+            return _one_list((root / f"{split}{suffix}",))
     names = sorted(entry.name for entry in root.iterdir() if not is_litter(entry.name))
-    shards = [root / name for name in names if _TAR.search(name) and token.search(name)]
+    shards = [root / name for name in names if _TAR.search(name) and has_word(name, split)]
     if shards:
         return SplitLocation("shards", _plain(shards))
-    tables = find_parquet(root, name)
+    tables = find_parquet(root, split)
     if tables:
         return SplitLocation("parquet", tables)
-    pair = idx_files(root, name)
+    pair = idx_files(root, split)
     if pair:
         return SplitLocation("idx", pair)
-    files = find_cifar(root, is_train=name == "train") if name in ("train", *VALIDATION) else ()
+    has_cifar = split in ("train", *VALIDATION)
+    files = find_cifar(root, is_train=split == "train") if has_cifar else ()
     return SplitLocation("cifar", files) if files else None
 
 

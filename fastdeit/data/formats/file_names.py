@@ -2,6 +2,7 @@
 the user's files."""
 
 import os
+import re
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """The extensions of images that are read, in lower case."""
@@ -32,6 +33,12 @@ def extension_fault(name: str) -> str:
     if extension not in _UNREAD_EXTENSIONS:
         return ""
     return f"has the extension {extension}; those that are read are {', '.join(EXTENSIONS)}"
+
+
+def has_word(name: str, word: str) -> bool:
+    """Return True if a name has a word, set apart by hyphens, underscores or dots:
+    `set-train-0.tar` has `train`, `retrain.tar` has not."""
+    return re.search(rf"(^|[-_.]){re.escape(word)}[-_.]", name) is not None
 
 
 def is_litter(name: str) -> bool:

@@ -4,7 +4,6 @@ http://yann.lecun.com/exdb/mnist describes the format.
 DALI gets an image as a PGM file, a header and the pixels, which its decoder of JPEG reads, too.
 """
 
-import functools
 import gzip
 import os
 import re
@@ -46,7 +45,6 @@ def idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
     return None
 
 
-@functools.lru_cache(maxsize=4)
 def read_images(file: Path) -> np.ndarray:
     """Return uint8 (N, header + H * W), read-only: each row is a PGM file. Raises DataError for a
     damaged file, or one that is not of images."""

@@ -168,14 +168,15 @@ def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:
     now = time.time_ns()
     stamps = {}
     for path in paths:
-        found = _stamp_of(path)
+        found = stamp_of(path)
         if now - found.mtime <= _SETTLED_S * 1e9:
             found = found._replace(mtime=UNSETTLED)
         stamps[os.path.relpath(path, root)] = found
     return stamps
 
 
-def _stamp_of(path: Path | str) -> Stamp:
+def stamp_of(path: Path | str) -> Stamp:
+    """Return the stamp of a file or folder as it is now. Raises OSError."""
     facts = os.stat(path)
     return Stamp(facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
 
@@ -184,7 +185,7 @@ def is_unchanged(root: Path, stamps: Stamps) -> bool:
     """Return True if no stamped path has changed."""
     try:
         return all(
-            stamp.mtime != UNSETTLED and _stamp_of(os.path.join(root, path)) == stamp
+            stamp.mtime != UNSETTLED and stamp_of(os.path.join(root, path)) == stamp
             for path, stamp in stamps.items()
         )
     except OSError:

@@ -22,7 +22,7 @@ from fastdeit.data.formats.listing import (
     read_text,
     stamp,
 )
-from fastdeit.display.text import printable
+from fastdeit.display.text import printable, shorten
 
 LIST_SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "name")
@@ -152,7 +152,7 @@ def _read_parquet(file: Path) -> Iterator[_Entry]:
 def _entry(file: Path, place: str, path: object, value: object) -> _Entry:
     """Return an entry of a list. Raises DataError for an entry without a path or a label."""
     if not isinstance(path, str) or not path or "\0" in path:
-        raise DataError(f"{file}, {place}: {path!r} is no path of an image")
+        raise DataError(f"{file}, {place}: {shorten(repr(path), 100)} is no path of an image")
     try:
         label = read_label(value)
     except ValueError as error:

@@ -13,7 +13,7 @@ from fastdeit.models.teachers.view import Preprocessing
 
 
 class Ensemble:
-    """The mean of the logits of several teachers, with what a `Teacher` offers.
+    """The mean of the logits of several teachers, with the methods of a `Teacher`.
 
     They run one after the other: beside their weights, memory for the activations of one is needed.
     """
@@ -37,7 +37,7 @@ class Ensemble:
 
     @property
     def is_network(self) -> bool:
-        """True if each is a network, and no program or function."""
+        """Return True if each is a network, and no program or function."""
         return all(teacher.is_network for teacher in self.teachers)
 
     def identity(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Ensemble:
 
 
 LiveTeacher = Teacher | Ensemble
-"""What runs in a training step."""
+"""A teacher that runs in a training step."""
 
 
 def load_teachers(
@@ -89,8 +89,8 @@ def load_teachers(
 ) -> LiveTeacher:
     """Load one teacher or an ensemble.
 
-    sources: name and weights of each, as for `load_teacher`, which has the other arguments and
-    errors. classes: of the data set, by label; None: unknown. Raises ValueError if a file names
+    sources: name and weights of each, as for `load_teacher`, which describes the other arguments
+    and errors. classes: of the data set, by label; None: unknown. Raises ValueError if a file names
     other classes.
     """
     teachers = []

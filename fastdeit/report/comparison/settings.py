@@ -12,7 +12,7 @@ from fastdeit.report.record import RunRecord
 _OWN = {"output_dir"}
 """Settings that differ in any two runs."""
 _PLACES = frozenset(("data_path", "output_dir", "teacher_path", "resume", "cache"))
-"""Settings that every user sets, so no difference to a recipe."""
+"""Settings that every user sets, which are no difference from a recipe."""
 _NONE = "none"
 """The text of the setting None."""
 

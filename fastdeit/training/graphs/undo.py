@@ -21,7 +21,8 @@ class Undo(TorchDispatchMode):
         self._copies: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         """A memory and its copy, by address; the entry keeps the memory alive."""
         self._made: set[int] = set()
-        """Addresses of memory that was allocated within: none that was there before has one."""
+        """Addresses of memory that was allocated within the context; no earlier memory has one of
+        them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -48,10 +48,10 @@ class Ema:
         buffers: Mapping[str, torch.Tensor],
         skipped: torch.Tensor,
     ) -> None:
-        """Move towards the current values, given in the order and under the names of the start;
-        call it after each optimizer step.
+        """Move the averages towards the current values, which have the order and the names that
+        `__init__` got; call this after each optimizer step.
 
-        skipped: 0-d fp32 on the device; 1.0: the step was skipped and the EMA stays as it is.
+        skipped: 0-d fp32 on the device; 1.0: the step was skipped and the EMA does not change.
         """
         (rate,) = self._rate.values
         weight = torch.addcmul(rate, rate, skipped, value=-1)

@@ -39,7 +39,7 @@ def build_adamw(
     """Build torch's fused AdamW (arXiv 1711.05101): one pass over weights, gradients and moments,
     and a step that the device may skip, clip and count.
 
-    capturable: in a CUDA graph; needs parameters on a GPU.
+    capturable: True if a CUDA graph records the step, which needs parameters on a GPU.
     """
     return torch.optim.AdamW(
         list(groups), lr=lr, betas=betas, eps=eps, fused=True, capturable=capturable

@@ -80,7 +80,7 @@ class FlatUpdate(Update):
     def backward(self, compute: Compute, number: int) -> torch.Tensor:
         parts = compute(self._model)
         loss = parts.loss.detach()
-        # NaN unless the loss is finite: its gradient may be finite where it is not
+        # NaN unless the loss is finite, as its gradient may be finite where the loss is not
         scale = (loss - loss).add_(self.gradients.share)
         self.gradients.add(parts.loss, scale, number)
         return torch.stack([part.detach().float() for part in parts])
@@ -94,7 +94,7 @@ class FlatUpdate(Update):
         if dist.get_world_size() > 1:
             dist.all_reduce(self._squares)
         if isinstance(self._optimizer, Lamb) and dist.get_world_size() > 1:
-            # it sums the norms of parameters that several ranks have
+            # LAMB sums the norms of parameters over the ranks
             self._update()
         else:
             run("update", self._update)
@@ -107,7 +107,7 @@ class FlatUpdate(Update):
         self._squares.copy_(torch.stack(norms).square_())
 
     def _update(self) -> None:
-        """Decide from the sums of squares whether and how to step; step."""
+        """Decide from the sums of squares whether and how to step, and step."""
         norm = torch.linalg.vector_norm(self._squares.sqrt())
         torch.nan_to_num(norm, nan=torch.inf, posinf=torch.inf, out=self.grad_norm)
         torch.eq(self.grad_norm, torch.inf, out=self.skipped)

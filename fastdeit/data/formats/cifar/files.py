@@ -17,7 +17,7 @@ import pyarrow as pa
 from fastdeit.data.formats.check import ImageInfo
 from fastdeit.data.formats.cifar.batches import SIDE, Batch, read_binary, read_names, read_python
 from fastdeit.data.formats.labels import number_labels
-from fastdeit.data.formats.listing import DataError, Listing, stamp
+from fastdeit.data.formats.listing import DataError, Listing, Stamp, stamp, stamp_of
 from fastdeit.data.formats.shards.members import BoundedMember, iterate_members
 
 MAX_BYTES = 2**30
@@ -171,7 +171,17 @@ def list_cifar(root: Path, files: Sequence[Path], classes: Sequence[str] | None)
 def read_batch(file: Path) -> Batch:
     """Return the images of a file of `find_cifar`. Raises DataError if it is missing or damaged."""
     archive = _find_archive(file)
-    return _read_file(file) if archive is None else _read_archive(archive)[file.name]
+    if archive is None:
+        return _read_file(file, _stamp(file))
+    return _read_archive(archive, _stamp(archive))[file.name]
+
+
+def _stamp(file: Path) -> Stamp | None:
+    """Return the stamp of a file, None if it cannot be had, which reading will report."""
+    try:
+        return stamp_of(file)
+    except OSError:
+        return None
 
 
 def _find_archive(file: Path) -> Path | None:
@@ -181,7 +191,8 @@ def _find_archive(file: Path) -> Path | None:
 
 
 @functools.lru_cache(maxsize=16)
-def _read_file(file: Path) -> Batch:
+def _read_file(file: Path, _: Stamp | None) -> Batch:
+    """Return the images of a file, read once while its stamp is the same."""
     return _parse(file, _read_bytes(file))
 
 
@@ -196,8 +207,9 @@ def _read_bytes(file: Path) -> bytes:
 
 
 @functools.lru_cache(maxsize=2)
-def _read_archive(archive: Path) -> dict[str, Batch]:
-    """Return the images of all files in an archive, unpacked once, by name."""
+def _read_archive(archive: Path, _: Stamp | None) -> dict[str, Batch]:
+    """Return the images of all files in an archive by name, unpacked once while its stamp is the
+    same."""
     form = next(form for form in FORMS if form.archive == archive.name)
     wanted = {*form.train, *form.test}
     found = {

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastdeit.data.formats.file_names import is_litter
+from fastdeit.data.formats.file_names import has_word, is_litter
 from fastdeit.data.formats.listing import SHOWN, DataError
 from fastdeit.display.text import printable
 from fastdeit.storage.json_values import load_json
@@ -44,9 +44,8 @@ def find_parquet(folder: Path, split: str = "") -> tuple[Path, ...]:
     split: a word that the names must have, as `train-00000-of-00294.parquet` does; "" for all.
     Raises DataError if a file of a numbered set is missing, or the first file cannot be read.
     """
-    token = re.compile(rf"(^|[-_.]){re.escape(split)}[-_.]")
     names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() == SUFFIX)
-    named = [name for name in names if token.search(name) or not split]
+    named = [name for name in names if has_word(name, split) or not split]
     files = [folder / name for name in named if not is_litter(name)]
     if not files:
         return ()
@@ -147,7 +146,7 @@ def _find_images(schema: pa.Schema) -> tuple[str, str] | None:
 
 
 def _is_bytes(kind: pa.DataType | None) -> bool:
-    return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return kind in (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def _read_features(schema: pa.Schema) -> dict[str, Any]:
@@ -161,13 +160,15 @@ def _read_features(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _find_label(schema: pa.Schema, features: dict[str, Any]) -> str | None:
+    """Return the column of labels, one that `datasets` describes if there is any: of several the
+    one that has the first name of `_LABELS`, so the fine label before the coarse one."""
     described = [
         name
         for name in schema.names
         if isinstance(features.get(name), dict) and features[name].get("_type") == "ClassLabel"
     ]
-    named = [name for name in _LABELS if name in schema.names]
-    return next(iter([*described, *named]), None)
+    named = [name for name in _LABELS if name in (described or schema.names)]
+    return next(iter([*named, *described]), None)
 
 
 def _read_classes(file: Path, feature: object) -> tuple[str, ...] | None:

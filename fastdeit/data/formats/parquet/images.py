@@ -1,7 +1,6 @@
 """The images of Parquet files: read in order, a few at a time, as pages have no random access."""
 
 import dataclasses
-import functools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -104,9 +103,9 @@ def _rows(batch: pa.RecordBatch, columns: Columns) -> Iterator[tuple[bytes | Non
 
 def _values(batch: pa.RecordBatch, column: str) -> pa.Array:
     """Return a column, or the field of one, by its path."""
+    if column in batch.schema.names:
+        return batch.column(column)
     outer, _, inner = column.rpartition(".")
-    if not outer:
-        return batch.column(inner)
     struct = batch.column(outer)
     # flatten: where the struct is null, its fields are null, too
     return struct.flatten()[struct.type.get_field_index(inner)]
@@ -175,16 +174,13 @@ class ParquetImages:
 
     def _read_to(self, row: int) -> None:
         while row >= self._first + len(self._batch):
+            batch = next(self._batches, None)
+            if batch is None:
+                raise DataError(f"{self._file}: has no row {row} any more: was it replaced?")
             self._first += len(self._batch)
-            self._batch = _values(next(self._batches), self._column)
+            self._batch = _values(batch, self._column)
 
     def _start(self, group: int) -> None:
         self._batches = _iterate(self._file, [self._column], group)
         self._batch = pa.array([], pa.binary())
         self._first = int(self._firsts[group])
-
-
-@functools.lru_cache(maxsize=8)
-def open_images(file: Path) -> ParquetImages:
-    """Return the images of a file; the eight files used last stay open. Raises DataError."""
-    return ParquetImages(file)
