@@ -179,6 +179,7 @@ _ALL = (
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
 }
+"""The commands by name."""
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 
 BACKENDS = ("auto", "reference", "triton")
+"""The names of the choices."""
 # a module global: torch.compile guards on it, and reading it costs an op nothing
 _backend = "auto"
 

@@ -34,7 +34,8 @@ _RESERVED = {
 _COUNTS = re.compile("depth|layer|block")
 """A word in the names of arguments that count layers, each of which has a tensor of its own."""
 _SLACK = 4
-"""The model that a config.json describes may have at most so many times the weights of its file."""
+"""The largest size of a model that a config.json describes, in multiples of the weights in its
+file."""
 _CLASSIFIERS = ("head", "fc", "classifier", "head.fc")
 """Names of a classifier in files of other forms than timm's."""
 

@@ -37,7 +37,7 @@ def compile_network(network: nn.Module) -> None:
 
 
 def compile_function(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Return a function that runs compiled."""
+    """Return a function that computes the same, compiled at its first call."""
     return torch.compile(function, **_arguments())
 
 

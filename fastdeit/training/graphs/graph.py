@@ -47,9 +47,9 @@ class Recorder(Protocol):
     """Recorder of launches: `CudaRecorder` (graphs/cuda.py), or a substitute for it on a CPU."""
 
     def record(self, function: Callable[[], torch.Tensor | None]) -> Recording:
-        """Record the launches of a function; tensors that were there before stay unchanged.
+        """Record the launches of a function; tensors that existed before do not change.
 
-        It may raise any exception; then nothing has changed either.
+        Any exception may be raised; then nothing has changed either.
         """
 
 
