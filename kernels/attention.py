@@ -1,17 +1,17 @@
-"""Multi-head self-attention over the packed projection, the form that every block of the student
-calls.
+"""Multi-head self-attention on the output of one projection to queries, keys and values, as every
+block of the student calls it.
 
     out[b, n, h] = softmax_m(q[b, n, h] · k[b, m, h] / sqrt(D)) · v[b, m, h]
 
 qkv: (B, N, 3, H, D), contiguous, the output of the qkv projection; out: (B, N, H·D), the input of
-the output projection. Both are read and written in place: no head is transposed in memory. Scores,
-softmax and sums are fp32, the weights are rounded to qkv's dtype for their product with v. Bytes
-per image, in units of N·H·D elements: reads 3, writes 1, and 4 bytes a row and head of log-sum-exp;
-the backward (attention_kernels/bwd.py) reads 3 + 2 and writes 3.
+the output projection. No head is transposed in memory. Scores, softmax and sums are fp32, the
+weights are rounded to qkv's dtype for their product with v. Bytes per image, in units of N·H·D
+elements: reads 3, writes 1, and 4 bytes of log-sum-exp for each row and head; the backward
+(attention_kernels/bwd.py) reads 3 + 2 and writes 3.
 
 The row "attention_fwd" of the table of launches names one of two forms: "blocks"
-(attention_kernels/blocks.py), one program a block of queries; "resident"
-(attention_kernels/resident.py), one program an image and head, up to 256 tokens. No GPU has
+(attention_kernels/blocks.py), one program for each block of queries; "resident"
+(attention_kernels/resident.py), one program for each image and head, up to 256 tokens. No GPU has
 compared them yet.
 
 `attention_weights` also returns the softmax itself, for attention maps; training does not use it.
@@ -37,8 +37,11 @@ from fastdeit.kernels.operators import operator
 logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes that the kernels take."""
 HEAD_DIMS = (32, 64, 96, 128)
+"""The sizes D of a head that the kernels take."""
 MAX_TOKENS = 1024
+"""The largest number of tokens that the kernels take."""
 _FORMS = {"blocks": launch_blocks, "resident": launch_resident}
 _warned: set[str] = set()
 
@@ -46,7 +49,8 @@ _warned: set[str] = set()
 def attention_reference(qkv: torch.Tensor) -> torch.Tensor:
     """Attend with torch's scaled dot product; qkv (B, N, 3, H, D) → (B, N, H·D) in qkv's dtype.
 
-    On a CPU in fp32: the backward of torch's kernel for 16 bit takes up to six times as long.
+    On a CPU, 16-bit inputs are computed in fp32: the backward of torch's 16-bit kernel takes up to
+    six times as long.
     """
     is_slow = qkv.device.type == "cpu" and qkv.element_size() == 2
     wide = qkv.float() if is_slow else qkv
@@ -57,8 +61,8 @@ def attention_reference(qkv: torch.Tensor) -> torch.Tensor:
 def attention_weights_reference(
     qkv: torch.Tensor, heads: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the output of `attention_reference`, and the fp32 softmax of the heads, as
-    `attention_weights` does."""
+    """Return the output of `attention_reference` and the softmax of the heads in plain torch;
+    arguments and result as `attention_weights`."""
     chosen = qkv[:, :, :, list(heads)].float()
     q, k, _ = chosen.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, len(heads), N, D)
     weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
@@ -109,7 +113,7 @@ def _attention_fake(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _save_for_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     out, lse = output
     ctx.mark_non_differentiable(lse)
-    ctx.set_materialize_grads(False)  # or a zero gradient of lse would be written at every call
+    ctx.set_materialize_grads(False)  # else a zero gradient of lse would be written at every call
     ctx.save_for_backward(*inputs, out, lse)
 
 
@@ -147,8 +151,8 @@ def _attention_weights_fake(
 def attention_weights_triton(
     qkv: torch.Tensor, lse: torch.Tensor, heads: Sequence[int]
 ) -> torch.Tensor:
-    """Launch one kernel for each head; return the softmax, whose sums are in lse, (B, len(heads),
-    N, N) fp32."""
+    """Launch one kernel for each head; return the softmax (B, len(heads), N, N) fp32. lse: of
+    `attention_triton`."""
     qkv = qkv.contiguous()
     batch, N, _, H, D = qkv.shape
     weights = _attention_weights_fake(qkv, lse, heads)
@@ -163,7 +167,7 @@ def attention_weights_triton(
 
 @torch.compiler.assume_constant_result
 def _warn_once(reason: str) -> None:
-    """Warn why attention takes the slower path; under torch.compile, once a trace."""
+    """Warn why attention takes the slower path; under torch.compile, once for each trace."""
     if reason not in _warned:
         _warned.add(reason)
         logger.warning(

@@ -1,15 +1,15 @@
 """Operations of an augmentation on resized crops: RandAugment's fifteen, grey and Gaussian blur,
-with the same bits as PIL and timm: for a batch on a GPU what fastdeit.data.augment.exact does for a
-sample on the CPU.
+with the same bits as PIL and timm. They do for a batch on a GPU what fastdeit.data.augment.exact
+does for a sample on the CPU.
 
-For each layer, where each image has its own operation: statistics (integers) of the images whose
-operation needs them, the tables of the operations that are tables, then one pass that looks up,
-blends, sharpens, warps or copies; Gaussian blur, where a layer may have it, adds six passes over
-the images that it blurs. The host reads nothing.
+In a layer each image has its own operation. A layer computes statistics (integers) of the images
+whose operation needs them, then the tables of the operations that are tables, then makes one pass
+that looks up, blends, sharpens, warps or copies; Gaussian blur, where a layer may have it, adds six
+passes over the images that it blurs. The host reads nothing back from the device.
 
 images: uint8 (B, H, W, 3), contiguous; ops: int32 (B, L); args: float64 (B, L, 2). Bytes per image
-and layer: reads 3·H·W, writes 3·H·W (0.3 MB at 224), statistics read them again. Source: Pillow
-12.3, src/libImaging (Filter.c for Sharpness) and src/PIL/ImageEnhance.py; timm 1.0.31,
+and layer: reads 3·H·W, writes 3·H·W (0.3 MB at 224); statistics read the images again. Source:
+Pillow 12.3, src/libImaging (Filter.c for Sharpness) and src/PIL/ImageEnhance.py; timm 1.0.31,
 data/auto_augment.py.
 """
 
@@ -48,9 +48,11 @@ from fastdeit.kernels.launch_configs import blocks_of, find_launch
 from fastdeit.kernels.operators import operator
 
 FILL = (124, 116, 104)
-"""ImageNet's mean colour, which timm puts beside a warped image."""
+"""ImageNet's mean colour, red, green and blue of 0 to 255, with which timm fills the pixels outside
+a warped image."""
 
 LayerOps = Sequence[Sequence[str]]
+"""The names of the operations that each layer may have."""
 
 
 def pack_args(ops: torch.Tensor, args: torch.Tensor) -> torch.Tensor:
@@ -133,7 +135,7 @@ def _augment_kernel(
     in_ptr = images_ptr + image * size
     out_ptr += image * size
     if (op == -1) | is_table(op):
-        # the loads before the stores, so that all are on their way at once
+        # all loads before the stores, so that they overlap
         offs = first * 3 + tl.arange(0, BLOCK)
         head = tl.load(in_ptr + offs, mask=offs < size, other=0)
         body = tl.load(in_ptr + offs + BLOCK, mask=offs + BLOCK < size, other=0)
@@ -189,7 +191,7 @@ def _launch_layer(
 ) -> torch.Tensor:
     batch, height, width, _ = images.shape
     out = torch.empty_like(images)
-    # without a table among the operations, none is read
+    # if no operation is a table, none is read
     table = (
         launch_tables(images, ops, args, layer, allowed) if allowed & bits_of(TABLES) else images
     )

@@ -1,5 +1,5 @@
-"""Loads and stores of three planes of a block of pixels within a kernel, in whole vectors also
-where memory is channels last; part of `mix_patches` and `normalise`.
+"""Loads and stores of three planes of a block of pixels within a kernel, in whole vectors even
+where memory is channels last; for `mix_patches`, `mix_pixels` and `normalise`.
 
 A thread that holds 8 neighbours of each of three planes holds 24 neighbours of the channels-last
 order. Splits and joins change between the orders without moving elements between threads, so that
@@ -54,7 +54,7 @@ def store_channels_last(out_ptr, red, green, blue, start, SIZE: tl.constexpr, BL
 
 @triton.jit
 def load_channels_last(in_ptr, start, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """Return BLOCK pixels of three planes, from pixel `start` of an image of SIZE pixels on, out of
+    """Return BLOCK pixels of three planes, from pixel `start` of an image of SIZE pixels on, from
     channels-last memory; 0 beyond the image."""
     i = tl.arange(0, BLOCK)
     offs = (start + (i // 8) * 8) * 3 + i % 8

@@ -7,10 +7,10 @@ the distillation head.
     distill, hard = mean_b nll'(argmax_k teacher)
     distill, soft = tau² · mean_b KL(softmax(teacher / tau) ‖ softmax(dist / tau))
 
-Kind "none" has the base alone. The teacher's decision is not smoothed. legacy divides the soft form
-by K too, as deit's code does. A model with one head has both parts on it (the paper's table 3,
-"hard distillation" without the token): its logits are passed for both heads, and autograd adds the
-two gradients, which costs one more launch: reads 2·K, writes K values an image.
+Kind "none" has only the base. The teacher's decision, its class, is not smoothed. legacy divides
+the soft form by K too, as deit's code does. A model with one head has both terms on it (the paper's
+table 3, "hard distillation" without the token): its logits are passed for both heads, and autograd
+adds the two gradients. That costs one more launch, which reads 2·K and writes K values per image.
 
 nll(k) = -log softmax(logits)[k]; the partner of row b is row b ^ 1. Kind "none" takes the mean of
 both heads' logits, so that every head has a gradient. The (B, K) target is never built: it has two
@@ -32,11 +32,13 @@ from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.distill_kernels.fused import counter_of, distill_triton
 
 KINDS = ("none", "soft", "hard")
+"""The kinds of distillation."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes of logits."""
 
 
 class LossParts(NamedTuple):
-    """The loss to differentiate and its two parts before weighting; each a 0-d fp32 tensor."""
+    """The loss to differentiate and its two terms before weighting; each a 0-d fp32 tensor."""
 
     loss: torch.Tensor
     base: torch.Tensor
@@ -52,7 +54,7 @@ def mixed_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, lam: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
     """Return the mean cross-entropy of logits (B, K) to lam · s(label) + (1 - lam) · s(partner's
-    label), with s the smoothed label."""
+    label), with s the smoothed label; 0-d fp32."""
     logp = F.log_softmax(logits.float(), dim=-1)
     own = logp.gather(1, labels[:, None])[:, 0]
     other = logp.gather(1, swap_pairs(labels)[:, None])[:, 0]
@@ -61,8 +63,8 @@ def mixed_cross_entropy(
 
 
 def hard_distillation(dist_logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy to the teacher's decision; teacher: class ids (B,) or logits
-    (B, K)."""
+    """Return the mean cross-entropy to the teacher's decision, 0-d fp32; teacher: class ids (B,) or
+    logits (B, K)."""
     decision = teacher.argmax(-1) if teacher.ndim == 2 else teacher.long()
     return F.cross_entropy(dist_logits.float(), decision)
 
@@ -70,8 +72,8 @@ def hard_distillation(dist_logits: torch.Tensor, teacher: torch.Tensor) -> torch
 def soft_distillation(
     dist_logits: torch.Tensor, teacher: torch.Tensor, tau: float, legacy: bool
 ) -> torch.Tensor:
-    """Return tau² · KL(teacher ‖ student) at temperature tau, mean over the batch; legacy divides
-    by K too."""
+    """Return tau² · KL(teacher ‖ student) at temperature tau, mean over the batch, 0-d fp32; legacy
+    divides by K too. Both logits: (B, K)."""
     student_logp = F.log_softmax(dist_logits.float() / tau, dim=-1)
     teacher_logp = F.log_softmax(teacher.float() / tau, dim=-1)
     divergence = (
@@ -83,7 +85,7 @@ def soft_distillation(
 def teacher_loss(
     dist_logits: torch.Tensor, teacher: torch.Tensor, *, kind: str, tau: float, legacy: bool
 ) -> torch.Tensor:
-    """Return the distillation head's part of the loss, kind "hard" or "soft"; 0-d fp32."""
+    """Return the distillation head's term of the loss, kind "hard" or "soft"; 0-d fp32."""
     if kind == "hard":
         return hard_distillation(dist_logits, teacher)
     return soft_distillation(dist_logits, teacher, tau, legacy)
@@ -102,7 +104,7 @@ def distill_reference(
     tau: float,
     legacy: bool = False,
 ) -> LossParts:
-    """Compute the loss in plain torch, fp32 inside."""
+    """Compute the loss in plain torch, fp32 inside; arguments and result as `distill`."""
     if teacher is None:
         logits = (
             cls_logits if dist_logits is None else (cls_logits.float() + dist_logits.float()) / 2

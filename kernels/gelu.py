@@ -3,18 +3,18 @@
     y = z · Φ(z),   z = x + bias,   Φ(z) = (1 + erf(z / √2)) / 2
     dx = dy · (Φ(z) + z·φ(z)),   dbias = Σ over rows of dx
 
-x, y: (..., D) in one dtype; bias: (D,) in any; math in fp32. Bytes per image, in units of N·D
+x, y: (..., D) in one dtype; bias: (D,) in any dtype; math in fp32. Bytes per image, in units of N·D
 elements (D: the MLP's hidden width): forward reads 1, writes 1; backward reads 2, writes 1, and one
 more where it computes y again (mlp.py). Source: Hendrycks and Gimpel 2016 (1606.08415).
 
 fp32 uses erf. For 16-bit tensors the tail Q(u) = Φ(-u), u = |z|, is 2 to the power of a polynomial
 in u, and y = max(z, 0) - u·Q(u). The coefficients are a weighted minimax fit of log2 Q on [0,
 14.5]: Q's relative error is 9e-6 up to u = 5.8, where fp16 ends, and 3e-4 beyond, where Q < 4e-9.
-Over all bf16 inputs with |y| > 2e-37, y is at most 0.514 ulp from the exact value (fp16: 0.511),
-where 0.5 is the optimum and 1 + erf(z) loses up to 255 ulp below z = -5 (fp16: 2). Compiled for
+Over all bf16 inputs with |y| > 2e-37, y is at most 0.514 ulp from the exact value (fp16: 0.511).
+The optimum is 0.5; with 1 + erf(z) up to 255 ulp are lost below z = -5 (fp16: 2). Compiled for
 sm_90 the forward takes 21 instructions an element instead of erf's 40, the backward 37 instead of
-57, with as many MUFU (1 and 2): with 40 and 57 an H100 would compute for about as long as it moves
-bytes.
+57, with as many special-function instructions (MUFU; 1 and 2): with 40 and 57 an H100 would compute
+for about as long as it moves bytes.
 """
 
 import torch
@@ -27,10 +27,12 @@ from fastdeit.kernels.operators import operator
 from fastdeit.kernels.row_sums import sum_partials
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes that the kernels take."""
 
 
 def gelu_reference(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Compute the exact GELU of x + bias; the sum is not rounded to x's dtype."""
+    """Compute the exact GELU of x + bias in plain torch; arguments and result as `gelu`. The sum is
+    not rounded to x's dtype."""
     if bias is None:
         return torch.nn.functional.gelu(x)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -53,8 +55,8 @@ def _tail(u):
 
 @triton.jit
 def _bounded(z):
-    """Return |z|, at most 14.5, where the tail is 0 in fp32: infinity times zero would be NaN. NaN
-    stays NaN."""
+    """Return |z|, at most 14.5, since the tail is 0 in fp32 from there on and infinity times zero
+    would be NaN. NaN remains NaN."""
     return tl.minimum(tl.abs(z), 14.5, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -118,7 +120,7 @@ def _gelu_bwd_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Compute dx of every row_programs-th block of BLOCK_ROWS rows, and their part of the sum for
+    """Compute dx of every row_programs-th block of BLOCK_ROWS rows, and their partial sum for
     dbias, fp32 (row_programs, D); grid: row_programs · blocks of columns."""
     col_blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     pid = tl.program_id(0)
@@ -183,8 +185,8 @@ def gelu_bwd_triton(
     dy, x = dy.contiguous(), x.contiguous()
     dx, dbias, y = _gelu_bwd_fake(dy, x, bias, with_y)
     rows, dim, col_blocks, launch = _launch("gelu_bwd", x)
-    # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the
-    # shape alone
+    # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends only on
+    # the shape
     row_programs = min(
         max(1, launch.pop("PROGRAMS") // col_blocks), blocks_of(rows, launch["BLOCK_ROWS"])
     )
@@ -235,8 +237,8 @@ def gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Compute the exact GELU of x + bias: x (..., D), bias (D,) or None → y like x, differentiable
     in both.
 
-    As a kernel, x and bias are fp32, bf16 or fp16, each its own. Raises ValueError for another
-    dtype or a bias that does not fit.
+    As a kernel, x and bias are each fp32, bf16 or fp16. Raises ValueError for another dtype or a
+    bias that does not fit.
     """
     if bias is not None and bias.shape != x.shape[-1:]:
         rule = f"({x.shape[-1]},), the last dimension of x"

@@ -19,7 +19,9 @@ import torch
 import triton
 
 TABLE = Path(__file__).with_name("launch_configs.json")
+"""The file with the table of launches."""
 INTERPRETED_ARCH = 90
+"""The architecture whose launches Triton's interpreter uses."""
 FORMS = {
     "attention_bwd": ("pair", "whole", "ahead"),
     "attention_fwd": ("blocks", "resident"),
@@ -28,13 +30,15 @@ FORMS = {
 }
 """The ops that have several forms, with the names of the forms."""
 Version = tuple[int, int]
+"""Major and minor version of Triton."""
 Launch = dict[str, int]
+"""The constants and options of a launch, by name."""
 
 
 @functools.lru_cache(maxsize=1)
 def rows() -> list[dict]:
-    """Return the rows of the table; the list is shared, and whoever changes it clears the cache of
-    `_find_row`."""
+    """Return the rows of the table; the list is shared, and code that changes it must clear the
+    cache of `_find_row`."""
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
@@ -59,6 +63,7 @@ def version_of(name: str) -> Version:
 
 
 TRITON = version_of(triton.__version__)
+"""The version of the installed Triton."""
 
 
 def find_launch(op: str, device: torch.device, *, bits: int = 16, D: int = 0, N: int = 0) -> Launch:
@@ -73,7 +78,7 @@ def find_launch(op: str, device: torch.device, *, bits: int = 16, D: int = 0, N:
 
 
 def find_form(op: str, device: torch.device, *, bits: int = 16, D: int = 0, N: int = 0) -> str:
-    """Return the name of the form, one of `FORMS[op]`, out of the row that `find_launch` would
+    """Return the name of the form, one of `FORMS[op]`, in the row that `find_launch` would
     choose."""
     return _find_row(op, arch(device), bits, D, N)["form"]
 
@@ -98,6 +103,7 @@ def _supported_rows(op: str, bits: int) -> list[dict]:
 
 
 def version_of_row(row: dict) -> Version:
+    """Return the version of Triton from which on a row is used; (0, 0) if it names none."""
     return version_of(row.get("triton", "0.0"))
 
 

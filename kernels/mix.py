@@ -3,7 +3,7 @@
     box empty:  out_i = lam_i · x_i + (1 - lam_i) · x_partner                 (Mixup)
     otherwise:  out_i = x_partner inside the box, x_i outside                 (CutMix)
 
-In CutMix lam only enters the target.
+In CutMix lam changes only the target.
 
 The partner of row i is row i ^ 1, so one program reads both rows of a pair once and writes both
 results. images: (B, 3, H, W) fp32, bf16 or fp16, normalised and erased, contiguous or channels
@@ -64,7 +64,8 @@ def mix_plainly(
     out_dtype: torch.dtype,
     channels_last: bool,
 ) -> torch.Tensor:
-    """Mix without a kernel, in the quickest way that gives the bits of `mix_reference`."""
+    """Mix without a kernel, in the quickest way that gives the bits of `mix_reference`; arguments
+    and result as there."""
     if lam.device.type != "cpu" or torch.compiler.is_compiling():
         return mix_reference(images, lam, box, out_dtype, channels_last)
     out = empty_images(shape_of(images), out_dtype, lam.device, channels_last)
@@ -90,7 +91,7 @@ def _mix_fwd_kernel(
 ):
     """Mix BLOCK elements of both images of a pair, read once; grid: pairs, blocks of elements."""
     pair = tl.program_id(0).to(tl.int64)
-    # elements are in the order of the output, so that stores are always whole lines
+    # elements are in the order of the output, so that stores always fill whole lines of the cache
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < C * H * W
     if OUT_LAST:

@@ -5,14 +5,15 @@ mlp.py that saves the passes over memory of gelu.py.
     mlp_bwd:  dh = (dout·W2) · gelu'(h + b1),   db1 = Σ dh,   g = gelu(h + b1)
 
 x, dout: (..., D); W1: (H, D); W2: (D, H); h, g, dh: (..., H); b1: (H,); Σ is over all rows. A
-product is accumulated in fp32; h is rounded before GELU, so that g has the same bits in both. Bytes
-per image, in units of N·H elements: mlp_fwd writes 2, where cuBLAS and gelu.py write 2 and read 1;
-mlp_bwd reads 1 and writes 2 (1 without g), where they write 3 and read 2.
+product is accumulated in fp32; h is rounded before GELU, so that g has the same bits in the forward
+and the backward. Bytes per image, in units of N·H elements: mlp_fwd writes 2, where cuBLAS and
+gelu.py write 2 and read 1; mlp_bwd reads 1 and writes 2 (1 without g), where they write 3 and read
+2.
 
 Programs of one block of rows follow one another over all columns, so that x and dout come from L2
-after the first; the weights stay there. The epilogue takes a tile in PARTS of its columns, one
-after the other, which keeps the registers low enough for two programs an SM: one computes the
-product while the other moves memory. Source: `fused_dense_gelu_dense` of flash-attention (BSD),
+after the first; the weights stay there. The epilogue handles the columns of a tile in PARTS groups,
+one after the other, so that two programs have enough registers on a multiprocessor: one computes
+the product while the other moves memory. Source: `fused_dense_gelu_dense` of flash-attention (BSD),
 which has the tanh form of GELU in cuBLASLt's epilogue.
 """
 
@@ -193,7 +194,7 @@ def _mlp_bwd_kernel(
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Compute BLOCK_M rows and BLOCK_N columns of dh, of GELU again, and their part of the sum for
+    """Compute BLOCK_M rows and BLOCK_N columns of dh, of GELU again, and their partial sum for
     dbias, fp32 (blocks of rows, H); grid: blocks of rows · of columns."""
     col_blocks: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
     row_block = tl.program_id(0) // col_blocks

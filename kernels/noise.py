@@ -1,9 +1,10 @@
 """Noise of RandomErasing: standard normal numbers that depend only on a key and on the pixel's
-number in the erased box; the same bits as fastdeit.data.augment.noise. Part of `normalise`.
+number in the erased box; the same bits as fastdeit.data.augment.noise. `normalise` and `mix_pixels`
+call it.
 
 Philox-4x32-10 (Salmon et al., SC 2011), its key the sample's 64 bits, its counter the pixel's
-number; then Box and Muller's transform (1958) in fp64, with logarithm, sine and cosine as series.
-A product and a sum must be rounded one after the other, so a kernel that calls `normals` is
+number; then Box and Muller's transform (1958) in fp64, with logarithm, sine and cosine as series. A
+product and a sum must be rounded separately, not fused, so a kernel that calls `normals` is
 launched with `EXACT`.
 """
 
@@ -29,8 +30,8 @@ def _log_series(power, m):
 
 @triton.jit
 def _eighth_turn(place):
-    """Return (cos + sin) / sqrt 2 and (cos - sin) / sqrt 2 of an angle; place: it in quarter turns,
-    -1/2 to 1/2."""
+    """Return (cos + sin) / sqrt 2 and (cos - sin) / sqrt 2 of an angle; place: the angle in quarter
+    turns, -1/2 to 1/2."""
     angle = place * 1.5707963267948966
     t = angle * angle
     sin = 1 / 362880 - t * (1 / 39916800 - t * (1 / 6227020800))
@@ -71,7 +72,7 @@ def _direction_reference(word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 def noise_reference(pixel: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Return red, green and blue, float32 (3, ...), in plain torch.
 
-    pixel: int64 (...), numbers in the box; key: int64, of a shape that fits.
+    pixel: int64 (...), numbers in the box; key: int64, of a shape that broadcasts.
     """
     first, second, third, fourth = philox_reference(pixel, key)
     x, y = _direction_reference(second)

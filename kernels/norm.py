@@ -25,14 +25,18 @@ from fastdeit.kernels.norm_bwd import add_norm_bwd_triton
 from fastdeit.kernels.operators import operator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes that the kernels take."""
 MAX_DIM = 4096
+"""The largest D that the kernels take."""
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""x_new, y, mean and rstd."""
 
 
 def norm_reference(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> torch.Tensor:
-    """Normalise the last dimension with torch, whose statistics are fp32 for every dtype of x."""
+    """Normalise the last dimension with torch, whose statistics are fp32 for every dtype of x;
+    arguments and result as `norm`."""
     if weight.dtype == x.dtype:
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -49,8 +53,8 @@ def add_norm_reference(
     gamma: torch.Tensor | None = None,
     branch_bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the branch, with its bias and scaled per sample and per channel, then normalise the
-    sum."""
+    """Add the branch, with its bias and scaled per sample and per channel, then normalise the sum,
+    in plain torch; arguments and result as `add_norm`."""
     # fp32 factors promote the sum, so that a bf16 stream is rounded once
     if branch_bias is not None:
         branch = branch + branch_bias.to(torch.promote_types(branch_bias.dtype, torch.float32))
@@ -246,8 +250,8 @@ def _check_fused(x: torch.Tensor, *others: torch.Tensor | None) -> None:
 def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     """Normalise x (..., D) with weight and bias (D,) → y like x, differentiable in all three.
 
-    As a kernel, x is fp32, bf16 or fp16, D at most 4096, and so are weight and bias, whatever x is.
-    Raises ValueError for others.
+    As a kernel, x is fp32, bf16 or fp16, weight and bias have one of these dtypes too, not always
+    that of x, and D is at most 4096. Raises ValueError for others.
     """
     _check(x, weight, bias)
     if not is_fused(x):

@@ -6,8 +6,8 @@
 
 Σ is over all rows. dy and dx_new are the gradients of y and x_new; either may be absent. Everything
 (B, N, D) has one dtype, the math is fp32. Bytes per image, in units of N·D elements: reads 3 (2 for
-norm, 1 more for dgamma), writes 2 (1 without scale and gamma, when dx is both gradients). A fixed
-number of programs takes blocks of rows in turn and keeps its part of the sums over rows in
+norm, 1 more for dgamma), writes 2 (1 without scale and gamma, when dx is both gradients). Each of a
+fixed number of programs takes blocks of rows in turn and holds its partial sums over rows in
 registers, so dbranch_bias moves no bytes; the layer before the sum would read dbranch again for it.
 Source: Ba et al. 2016 (1607.06450), section 3.
 """
@@ -23,6 +23,7 @@ from fastdeit.kernels.row_sums import sum_partials
 Gradients = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]
+"""dx, dbranch, dweight, dbias, dgamma and dbranch_bias."""
 
 
 @triton.jit
@@ -46,8 +47,8 @@ def _norm_bwd_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Compute dx and dbranch of every num_programs-th block of BLOCK_ROWS rows, and their part of
-    the sums over rows, fp32 (sums, programs, D); grid: programs."""
+    """Compute dx and dbranch of every num_programs-th block of BLOCK_ROWS rows, and their partial
+    sums over rows, fp32 (sums, programs, D); grid: programs."""
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     cols = tl.arange(0, BLOCK_D)
@@ -172,10 +173,10 @@ def add_norm_bwd_triton(
     rows = x_new.numel() // dim
     sums = [out for out in sums if out.numel()]
     bits = 8 * x_new.element_size()
-    # each sum is registers of every program, so fewer programs fit on a GPU at once
+    # each sum takes registers of every program, so fewer programs fit on a GPU at once
     launch = find_launch("norm_bwd", x_new.device, bits=bits, D=dim, N=len(sums))
-    # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends on the
-    # shape alone
+    # a fixed count, whatever the GPU has: the order of the sums, and so every bit, depends only on
+    # the shape
     programs = min(launch.pop("PROGRAMS"), blocks_of(rows, launch["BLOCK_ROWS"]))
     partials = x_new.new_empty((len(sums), programs, dim), dtype=torch.float32)
     if rows:

@@ -4,12 +4,12 @@ same bits as fastdeit.data.augment.sample.
     out[c] = levels[c, image[c]]                                               outside the box
     out = 0 ("const"), one normal colour ("rand"), a normal number each ("pixel")       inside
 
-images: uint8 (B, H, W, 3), contiguous; levels: fp32 (3, 256), of `level_values`; erase: int32
-(B, 4) y, x, height, width; key: int64 (B,), of the noise (noise.py). out: (B, 3, H, W) fp32, bf16
-or fp16, rounded from fp32. Bytes per image, with t the element size out: reads 3·H·W, writes
-3·H·W·t (0.5 MB at 224, 16 bit). A training step mixes from the same arguments
-(mix_kernels/pixels.py), so that its normalised images are never written; this is for all that wants
-them unmixed. Source: timm 1.0.31, data/random_erasing.py; torchvision 0.26, ToTensor and Normalize.
+images: uint8 (B, H, W, 3), contiguous; levels: fp32 (3, 256), of `level_values`; erase: int32 (B,
+4) y, x, height, width; key: int64 (B,), of the noise (noise.py). out: (B, 3, H, W) fp32, bf16 or
+fp16, rounded from fp32. Bytes per image, with t the element size out: reads 3·H·W, writes 3·H·W·t
+(0.5 MB at 224, 16 bit). A training step mixes from the same arguments (mix_kernels/pixels.py), so
+that its normalised images are never written; this kernel is for callers that need them unmixed.
+Source: timm 1.0.31, data/random_erasing.py; torchvision 0.26, ToTensor and Normalize.
 """
 
 from collections.abc import Sequence
@@ -27,23 +27,25 @@ from fastdeit.kernels.noise import noise_reference, normals
 from fastdeit.kernels.operators import operator
 
 MODES = ("const", "rand", "pixel")
-"""What fills an erased box; timm's --remode."""
+"""The kinds of filling of an erased box; timm's --remode."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes of the result."""
 
 
 class Pixels(NamedTuple):
     """A batch before normalisation and erasing: the first arguments of `normalise`."""
 
     images: torch.Tensor
-    """uint8 (B, H, W, 3)."""
+    """The augmented crops, uint8 (B, H, W, 3)."""
     levels: torch.Tensor
-    """float32 (3, 256): the value of each level in each channel."""
+    """The value of each level in each channel, float32 (3, 256)."""
     erase: torch.Tensor
-    """int32 (B, 4): y, x, height, width; no height: nothing is erased."""
+    """The erased box of each image, int32 (B, 4): y, x, height, width; without height nothing is
+    erased."""
     mode: str
-    """One of MODES."""
+    """The filling of the boxes, one of MODES."""
     key: torch.Tensor
-    """int64 (B,): key of the noise, the plan's 64 bits."""
+    """The key of each image's noise, int64 (B,): the plan's 64 bits."""
 
 
 def level_values(mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -97,7 +99,7 @@ def touches(box_ptr, start, W, BLOCK):
 
 @triton.jit
 def _erase(red, green, blue, box_ptr, key, start, W, MODE: tl.constexpr, BLOCK: tl.constexpr):
-    """Fill what is inside the box of BLOCK pixels from `start` on."""
+    """Fill those of BLOCK pixels, from `start` on, that are inside the box."""
     pixel = start + tl.arange(0, BLOCK)
     y = pixel // W - tl.load(box_ptr)
     x = pixel % W - tl.load(box_ptr + 1)
@@ -120,8 +122,8 @@ def load_normalised(
     ERASE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Load BLOCK pixels of an image by number, from pixel `start` on: red, green and blue, fp32,
-    normalised and, with ERASE, erased. Beyond the image they are those of level 0.
+    """Return BLOCK pixels of the image with this number, from pixel `start` on: red, green and
+    blue, fp32, normalised and, with ERASE, erased. Beyond the image they are those of level 0.
 
     pixels: pointers to images, levels, erase and key.
     """
@@ -180,7 +182,7 @@ def _normalise_kernel(
     start = tl.program_id(1) * BLOCK
     pixels = (images_ptr, levels_ptr, erase_ptr, key_ptr)
     if touches(erase_ptr + image * 4, start, W, BLOCK):
-        # in parts: few registers, and no noise for a part without erased pixels
+        # in smaller blocks: few registers, and no noise for a block without erased pixels
         for part in range(0, BLOCK, BLOCK_PART):
             first = start + part
             _normalise_block(pixels, out_ptr, image, first, H, W, MODE, LAST, True, BLOCK_PART)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 Launcher = TypeVar("Launcher", bound=Callable[..., Any])
-# what torch's own Python operators use to reach the kernels below their gradient
+# the guard with which torch's own Python operators reach the kernels below their gradient
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
@@ -66,7 +66,7 @@ def _library(name: str, launch: Callable[..., Any]) -> torch.library.Library:
     So a module that is loaded a second time replaces its kernels. The definition stays, and with it
     every reference to the operator.
     """
-    # kept on torch's object, which lives as long as the operators, also if this module is loaded
+    # stored on torch's object, which lives as long as the operators, also if this module is loaded
     # again
     kept: dict[str, torch.library.Library] = vars(torch.ops.fastdeit).setdefault("_libraries", {})
     schema = name + torch.library.infer_schema(launch, mutates_args=())
@@ -79,8 +79,8 @@ def _library(name: str, launch: Callable[..., Any]) -> torch.library.Library:
 
 
 def on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
-    """Run the launcher with its first tensor's device as the current device, on which Triton
-    launches."""
+    """Return a launcher that runs with the device of its first tensor as the current device, on
+    which Triton launches."""
     annotations = [
         parameter.annotation for parameter in inspect.signature(launch).parameters.values()
     ]
@@ -99,7 +99,8 @@ def on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
 def _differentiable(
     op: Callable[..., Any], name: str, save: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Wrap an operator in a `Function`, also the kernel of the dispatcher's autograd key."""
+    """Return an operator wrapped in a `Function`, which is also the kernel of the dispatcher's
+    autograd key."""
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         with _BelowAutograd():

@@ -1,4 +1,4 @@
-"""PIL's Image.resize(BICUBIC) of crops of any size, out of one buffer, with the same bits: what
+"""PIL's Image.resize(BICUBIC) of crops of any size, from one buffer, with the same bits: what
 fastdeit.data.augment.resize.window does for a sample on the CPU.
 
 Each crop is resized to its own size, of which a window of S x S pixels remains, reflected beyond
@@ -6,9 +6,9 @@ the edges and mirrored where the plan says so. Two passes, along the rows, then 
 PIL takes the columns first in a crop over 100 times as high as wide that loses height.
 
 Three launches: the weights, the first pass, the second. The host knows the crops from the plan, so
-it sizes the buffers and reads nothing from the device. The device computes the weights: on the host
-torch takes 0.2 ms a crop for them, 300 times as long as for the table of crops that it copies to
-the device, and they would be 4 % more bytes to copy.
+it sizes the buffers and reads nothing from the device. The device computes the weights. On the host
+torch needs 0.2 ms for those of a crop, 300 times as long as for the crop's row in the table that is
+copied to the device, and 4 % more bytes would be copied.
 
 Bytes per crop of h x w: reads 3·h·w, writes and reads 3·h·S between the passes, writes 3·S², and 8
 bytes per weight. For RandomResizedCrop of ImageNet's mean image at 224 px: 0.73 MB, twice the least
@@ -24,7 +24,7 @@ from fastdeit.kernels.resize_kernels.passes import launch_passes, weigh_referenc
 from fastdeit.kernels.resize_kernels.weights import launch_weights, places_reference
 
 Crops = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""start, stride, shape, window and flip, as `resize` takes them."""
+"""The arguments start, stride, shape, window and flip of `resize`."""
 _ROWS = {
     "start": (torch.int64, ()),
     "stride": (torch.int32, ()),
@@ -32,7 +32,7 @@ _ROWS = {
     "window": (torch.int32, (4,)),
     "flip": (torch.bool, ()),
 }
-"""dtype of each of them, and its sizes after the first."""
+"""The dtype of each of these arguments, and its sizes after the first."""
 
 
 def _resize_one(image: torch.Tensor, window: list[int], flip: bool, size: int) -> torch.Tensor:
@@ -80,7 +80,7 @@ def _fill_table(
     size: int,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Return the kernels' table, int64 (B, COLUMNS), the number of lines of each crop, int64 (B,),
-    and how many taps all passes have; arguments as of `resize`."""
+    and the number of taps of all passes together; arguments as of `resize`."""
     backwards = torch.stack((torch.zeros_like(flip), flip), 1)
     passes = torch.stack((shape, window[:, :2], window[:, 2:], backwards), 2).long()
     steps = torch.stack((torch.full_like(stride, 3), stride), 1)
@@ -98,7 +98,7 @@ def _fill_table(
 
 def _supports_of(passes: torch.Tensor) -> torch.Tensor:
     """Return how far the filter reaches in each pass, in inputs, float64 (...,); passes: int64
-    (..., 4), what it resizes from and to, then the rest."""
+    (..., 4), the sizes before and after it, then two values that are not read."""
     return 2.0 * (passes[..., 0].double() / passes[..., 1]).clamp(min=1.0)
 
 
@@ -197,7 +197,7 @@ def resize_triton(
     flip: torch.Tensor,
     size: int,
 ) -> torch.Tensor:
-    """Launch the kernels; arguments and result as `resize`. Takes a packed buffer on the CPU under
+    """Launch the kernels; arguments and result as `resize`. Takes CPU tensors under
     TRITON_INTERPRET=1."""
     _check(packed, (start, stride, shape, window, flip), size)
     return _launch(packed, start, stride, shape, window, flip, size)
@@ -214,13 +214,13 @@ def resize(
 ) -> torch.Tensor:
     """Resize crops of a buffer, and cut out and mirror a window of each.
 
-    packed: uint8 (n,), decoded images, (h, w, 3) each, on any device. The others are on the CPU,
-    where the plan makes them. start: int64 (B,), where in packed the crop's first pixel is. stride:
-    int32 (B,), bytes from a row of the crop to the next. shape: int32 (B, 2), the crop's height and
-    width. window: int32 (B, 4), the height and width to resize to, then y and x of the window;
-    beyond the edges of the resized crop it is reflected. flip: bool (B,), mirrored left to right.
-    Returns uint8 (B, size, size, 3) on packed's device. Raises ValueError on another dtype, a shape
-    or a device that does not fit, and for a crop that is empty or not inside packed.
+    packed: uint8 (n,), decoded images, (h, w, 3) each, one after another, on any device. The others
+    are on the CPU, where the plan makes them. start: int64 (B,), the place in packed of the crop's
+    first byte. stride: int32 (B,), bytes from a row of the crop to the next. shape: int32 (B, 2),
+    the crop's height and width. window: int32 (B, 4), the height and width to resize to, then y and
+    x of the window; beyond the edges of the resized crop it is reflected. flip: bool (B,), mirrored
+    left to right. Returns uint8 (B, size, size, 3) on packed's device. Raises ValueError on another
+    dtype, a shape or a device that does not fit, and for a crop that is empty or not inside packed.
     """
     run = resize_triton if is_fused(packed) else resize_reference
     return run(packed, start, stride, shape, window, flip, size)

@@ -1,4 +1,4 @@
-"""Second half of a sum over rows: the sum, in a fixed order, of the partial sums that the programs
+"""Second step of a sum over rows: the sum, in a fixed order, of the partial sums that the programs
 of a backward kernel have written.
 
     out_k = Σ_p partials[k, p]
@@ -29,7 +29,7 @@ def _sum_partials_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Add the P parts of BLOCK_D columns of one sum; grid: blocks of columns, sums."""
+    """Add the P partial sums of BLOCK_D columns of one sum; grid: blocks of columns, sums."""
     k = tl.program_id(1).to(tl.int64)
     cols = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_cols = cols < D
@@ -45,7 +45,7 @@ def _sum_partials_kernel(
         start += BLOCK_P
     out = tl.sum(total, 0)
     # the outputs may differ in dtype, so each has its own store; its presence is known at compile
-    # time, k only in the program
+    # time, k only at run time
     if k == 0:
         tl.store(out0_ptr + cols, out.to(out0_ptr.dtype.element_ty), mask=mask_cols)
     if out1_ptr is not None:  # noqa: SIM102

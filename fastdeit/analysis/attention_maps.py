@@ -31,11 +31,11 @@ class AttentionMaps(NamedTuple):
     """
 
     tokens: tuple[str, ...]
-    """CLS, and DIST if the model has it."""
+    """The names of the special tokens: CLS, and DIST if the model has it."""
     heads: torch.Tensor
-    """(B, T, H, h, w): weights of the last layer."""
+    """The attention weights of the last layer, (B, T, H, h, w)."""
     rollout: torch.Tensor
-    """(B, T, h, w)."""
+    """The attention rollout, (B, T, h, w)."""
 
     def of_image(self, row: int) -> "AttentionMaps":
         """Return the maps of one image, with B = 1."""

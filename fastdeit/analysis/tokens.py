@@ -1,4 +1,4 @@
-"""The likeness of class and distillation token: their cosine at the input and after each layer.
+"""The similarity of class and distillation token: their cosine at the input and after each layer.
 
 Source: Touvron et al. 2021 (2012.12877), section 4: the learned tokens of a DeiT have a cosine of
 0.06; in the layers they become more alike, up to 0.93 after the last, but not equal, as they aim at
@@ -25,15 +25,15 @@ class Cosine:
 
 @dataclass(frozen=True)
 class TokenSimilarity:
-    """The cosines of what belongs to the class and to the distillation token."""
+    """The cosines between the class token and the distillation token, and between their heads."""
 
     learned: float
-    """Of the two learned vectors."""
+    """The cosine of the two learned vectors."""
     layers: tuple[Cosine, ...]
-    """Over images: the `input` of the first layer, with positions; after `layer 1`, `layer 2`, ...,
-    without a norm; after the `final norm`, what the heads read."""
+    """The cosines over images: of the `input` of the first layer, with positions; after `layer 1`,
+    `layer 2`, ..., without a norm; after the `final norm`, what the heads read."""
     heads: Cosine | None
-    """Over classes: of the weights of both heads; None: the model has no heads."""
+    """The cosine over classes of the weights of both heads; None: the model has no heads."""
 
 
 def has_two_tokens(model: nn.Module) -> bool:

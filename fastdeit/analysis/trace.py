@@ -22,10 +22,13 @@ class Trace(NamedTuple):
     """Measurements of a batch of B images; L layers, H attention heads."""
 
     cosines: torch.Tensor | None
-    """(B, L + 2), as `measure_tokens`; None: there is no distillation token."""
+    """The cosines of the tokens, (B, L + 2), by `measure_tokens`; None: there is no distillation
+    token."""
     distances: torch.Tensor | None
-    """(B, L, H), in patches; None: there is no plain self-attention."""
+    """The mean attention distances in patches, (B, L, H); None: there is no plain
+    self-attention."""
     maps: AttentionMaps | None
+    """The attention maps; None: there is no plain self-attention."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,12 @@ class TokenAnalysis:
     tokens: TokenSimilarity | None
     distance: AttentionDistance | None
     notes: tuple[str, ...]
-    """The parts that the model lacks."""
+    """Lines on what the model lacks."""
 
 
 @torch.no_grad()
 def trace_images(model: nn.Module, images: torch.Tensor) -> Trace:
-    """Run a model in evaluation mode once; return what can be seen.
+    """Run a model in evaluation mode once; return the measurements.
 
     images: (B, 3, S, S), normalised, on the model's device and in its dtype.
     """

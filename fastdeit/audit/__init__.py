@@ -1,1 +1,1 @@
-"""The paper's checklist: what a run, a recipe or a checkpoint has of what DeiT specifies."""
+"""The paper's checklist: what DeiT specifies beside what a run, a recipe or a checkpoint has."""

@@ -27,7 +27,7 @@ from fastdeit.plan.spec import PlanSpec
 _LARGEST = 1e15
 _LETTERS = 60
 _BETAS = (None, [0.9, 0.999], (0.9, 0.999))
-"""Of AdamW, in every form."""
+"""The betas of AdamW in DeiT, in every form."""
 _MIX = ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob")
 _NONE = (None, "", "none", "None")
 
@@ -142,7 +142,7 @@ def _find_share(args: Mapping[str, Any]) -> float:
 
 
 def _read_samples(args: Mapping[str, Any]) -> Iterator[tuple[str, Finding]]:
-    """Yield the findings of the plan that these arguments describe, as far as they are there."""
+    """Yield the findings of the plan that these arguments describe, as far as they exist."""
     with contextlib.suppress(ValueError, TypeError):
         found = read_plan(_build_spec(args))
         if _number(args, "reprob") is not None and _text(args, "remode"):

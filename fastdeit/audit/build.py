@@ -1,4 +1,4 @@
-"""Build an audit: from a run folder, from settings, or from a checkpoint of ours, deit or timm.
+"""An audit, built from a run folder, from settings, or from a checkpoint of ours, deit or timm.
 
 The findings come from what is built as a run builds it, on the CPU and without data: the student,
 the plan's distributions, the optimizer, the schedule, the loss; and from the tensors of weights.
@@ -47,12 +47,12 @@ from fastdeit.training.build import (
 from fastdeit.training.zero.flat import LossModule
 
 _CLASSES = tuple(str(number) for number in range(1000))
-"""Of the model that is built: no item of the checklist depends on them."""
+"""The classes of the model that is built: no item of the checklist depends on them."""
 
 _OF_WEIGHTS = frozenset(
     "distillation_token positions pre_norm qkv_bias size layer_scale heads_at_inference".split()
 )
-"""Items that the tensors of a file decide."""
+"""The items that the tensors of a file decide."""
 
 
 class _Reading(NamedTuple):
@@ -96,7 +96,7 @@ def _audit_run(run: RunFolder, source: str | Path, *, ema: bool) -> Audit:
     findings = {**built.findings, **stored.findings}
     if config.model.finetune:
         findings["initial_weights"] = _describe_finetune(config)
-    # only the model that is built shows whether its position embedding trains
+    # only the model that is built shows whether its position embedding is trained
     if _count(built.findings) == _count(stored.findings):
         findings["positions"] = built.findings["positions"]
     return Audit(str(source), "run", judge(findings), (*built.notes, *stored.notes))
@@ -186,7 +186,7 @@ def _read_teacher(config: Config, teachers: Sequence[str] | None) -> Finding:
 
 
 def _build_model(config: Config) -> tuple[nn.Module | None, tuple[str, ...]]:
-    """Build the model of settings; None, and a note, where its weights are not there."""
+    """Build the model of settings; None, and a note, where its weights do not exist."""
     try:
         config = follow_weights(config)
         if not config.model.model:
@@ -199,7 +199,7 @@ def _build_model(config: Config) -> tuple[nn.Module | None, tuple[str, ...]]:
 
 
 def _read_training(config: Config, model: nn.Module | None) -> Findings:
-    """Return the findings on optimizer and schedule; model None: those that need none."""
+    """Return the findings on optimizer and schedule; model None: only those that need no model."""
     world = find_world("cpu", 0, 1)
     groups = [{}] if model is None else build_groups(config, model)
     # a file of the user's cannot change what flags decide

@@ -2,7 +2,7 @@
 its place in the paper and the flag that gives it.
 
 Table 9 has the settings of training, table 1 the sizes. Where deit's code (facebookresearch/deit)
-does something else than the paper says, or says it where the paper does not, `note` names it.
+differs from the paper, or decides what the paper does not specify, `note` names it.
 """
 
 from dataclasses import dataclass
@@ -240,3 +240,4 @@ CHECKLIST = (
         "--opt adamw --clip-grad None",
     ),
 )
+"""The items of the checklist, in the order in which they are shown."""

@@ -6,24 +6,27 @@ from typing import Any, Literal, NamedTuple
 from fastdeit.audit.checklist import CHECKLIST, Item
 
 Status = Literal["equal", "differs", "cannot be seen"]
+"""The result for an item."""
 
 
 class Finding(NamedTuple):
-    """The value that was found of an item; is_equal None: it does not decide it."""
+    """The value that was found for an item; is_equal: whether it is that of the paper; None: this
+    is not known."""
 
     text: str
     is_equal: bool | None
 
 
 Findings = dict[str, Finding]
-"""By the name of the item."""
+"""Findings by the name of the item."""
 
 UNSEEN = Finding("", None)
+"""The finding on an item of which nothing is known."""
 
 
 @dataclass(frozen=True)
 class Row(Item):
-    """An item, what something has of it, and whether that is equal."""
+    """An item, the value that was found for it, and whether this is equal."""
 
     found: str = ""
     status: Status = "cannot be seen"
@@ -33,7 +36,7 @@ class Row(Item):
 class Audit:
     """The checklist of a run, a recipe or a checkpoint.
 
-    kind: run, settings or checkpoint. notes: what could not be read, and where findings are from.
+    kind: run, settings or checkpoint. notes: what could not be read, and the sources of findings.
     """
 
     subject: str
@@ -46,7 +49,7 @@ class Audit:
         return sum(row.status == status for row in self.rows)
 
     def describe(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the audit as JSON values."""
         return {
             "subject": self.subject,
             "kind": self.kind,

@@ -15,7 +15,7 @@ from fastdeit.models.sizes import WIDTHS, StateDict
 from fastdeit.models.student import Student
 
 _ITEMS = ("distillation_token", "positions", "pre_norm", "qkv_bias", "size", "layer_scale")
-"""Of which a network that is no Vision Transformer has nothing."""
+"""The items that only a Vision Transformer has."""
 
 _QKV = re.compile(r"(^|\.)attn\.(qkv|q_proj|k_proj|v_proj|q|k|v)\.weight$")
 _QKV_BIAS = re.compile(r"(^|\.)attn\.(qkv|q_proj|k_proj|v_proj|q|k|v)[._]bias$")
@@ -23,17 +23,17 @@ _LAYER_SCALE = re.compile(r"(^|\.)(ls[12]\.gamma|gamma_[12])$")
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 _STD = 0.02
-"""Of initial weights in deit's code (models.py)."""
+"""The standard deviation of initial weights in deit's code (models.py)."""
 
 _ERRORS = 5
-"""Standard errors within which a measured standard deviation is `_STD`."""
+"""The number of standard errors within which a measured standard deviation is `_STD`."""
 
 
 def read_network(network: nn.Module, name: str, heads: Sequence[str], *, trained: bool) -> Findings:
     """Return the findings on the structure of a network.
 
-    name: of its architecture; heads: names of its heads' modules; trained: its weights are those of
-    a file. They are replaced, for the forward pass, by initial ones.
+    name: of its architecture; heads: names of its heads' modules; trained: whether its weights are
+    those of a file. For the forward pass they are replaced by initial ones.
     """
     state = network.state_dict()
     if not _is_vit(state):

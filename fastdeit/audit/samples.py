@@ -4,7 +4,7 @@ from fastdeit.audit.findings import Finding, Findings
 from fastdeit.plan.spec import PlanSpec
 
 _WANTED = PlanSpec(repeats=3)
-"""Its other defaults are DeiT's."""
+"""The plan of DeiT, which has the other defaults of `PlanSpec`."""
 
 
 def read_plan(spec: PlanSpec) -> Findings:

@@ -29,7 +29,7 @@ def read_teachers(names: Sequence[str]) -> Finding:
 
 @functools.cache
 def find_family(name: str) -> str:
-    """Return what `describe_family` does of timm's model of this name; "" if there is none."""
+    """Return what `describe_family` returns for timm's model of this name; "" if there is none."""
     known = name if timm.is_model(name) else name_in_timm(name)
     if not timm.is_model(known):
         return ""
@@ -38,8 +38,8 @@ def find_family(name: str) -> str:
 
 
 def describe_family(network: nn.Module) -> str:
-    """Return "ConvNet" for a network with convolutions whose windows overlap and no self-attention,
-    "transformer" for the reverse, "hybrid" for both, "other" for neither."""
+    """Return "ConvNet" for a network with overlapping convolutions (`_overlaps`) and no
+    self-attention, "transformer" for the reverse, "hybrid" for both, "other" for neither."""
     attends = any(map(_is_attention, network.modules()))
     convolves = any(_overlaps(layer) for layer in _list_convolutions(network))
     families = {(False, True): "ConvNet", (True, False): "transformer", (True, True): "hybrid"}
@@ -58,6 +58,7 @@ def _list_convolutions(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def _overlaps(layer: nn.Module) -> bool:
-    """Return True if the windows of a convolution overlap: not those of a patch projection."""
+    """Return True if the kernel of a convolution is larger than its stride, unlike that of a patch
+    projection."""
     sides = zip(layer.kernel_size, layer.stride, strict=True)  # type: ignore[arg-type]
     return any(side > 1 and side > step for side, step in sides)

@@ -1,4 +1,5 @@
-"""One forward pass of a Vision Transformer with initial weights, and what its layers saw."""
+"""One forward pass of a Vision Transformer with initial weights, and the tensors that its layers
+got."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,8 @@ class Trace(NamedTuple):
 
 @torch.no_grad()
 def trace_network(network: nn.Module, heads: Sequence[str]) -> Trace | None:
-    """Run a network on one image and return what was seen; None for one that does not run so.
+    """Run a network on one image and return its tensors; None for a network that cannot run like
+    this.
 
     heads: names of its heads' modules. Its weights become initial ones, whose norms change no
     scale: else learned scales would hide what was normalised.

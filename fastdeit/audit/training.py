@@ -11,10 +11,11 @@ from fastdeit.audit.findings import Finding, Findings
 from fastdeit.training.losses import Criterion, DistillationLoss
 
 STEPS_PER_EPOCH = 100
-"""Of the schedule that is read: its form in epochs is the same with any number of steps."""
+"""The steps in an epoch of the schedule that is read: its form in epochs is the same with any
+number of steps."""
 
 _FALL = 0.1
-"""Largest share of the peak at which a cosine has decayed."""
+"""The largest share of the peak at which a cosine counts as decayed."""
 
 
 def read_criterion(criterion: Criterion) -> Findings:
@@ -82,8 +83,8 @@ def _spares_layers(spared: Sequence[str]) -> bool:
 def read_schedule(schedule: Any, batch_size: int, epochs: int, lag: int) -> Findings:
     """Return the findings on the learning rate.
 
-    schedule: of timm, with `STEPS_PER_EPOCH`; batch_size: of all processes; lag: epochs that its
-    rates are late.
+    schedule: one of timm, with `STEPS_PER_EPOCH`; batch_size: that of all processes; lag: the
+    number of epochs that its rates are late.
     """
     groups = schedule.optimizer.param_groups
 

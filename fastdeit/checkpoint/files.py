@@ -18,8 +18,9 @@ from fastdeit.storage.json_values import load_json
 from fastdeit.storage.tensor_files import write_tensors
 
 FORMAT = 1
+"""The format that is written, and the only one that is read."""
 JSON_LIMIT = 1 << 20
-"""Bytes of manifest.json and of state.json."""
+"""The largest size of manifest.json and of state.json, in bytes."""
 
 WEIGHTS = ("model", "ema")
 """Sets of tensors that are whole state dicts of the model."""
@@ -42,7 +43,8 @@ Tensors = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 class NewerFormat(ValueError):
-    """A checkpoint of a later version: whole as far as this one can see, so never skipped."""
+    """Error for a checkpoint of a later version: as far as this version can see it is whole, so it
+    is never skipped."""
 
 
 def write_files(
@@ -54,7 +56,7 @@ def write_files(
     """Write the files of a checkpoint into a folder, the manifest last, and wait until all of it is
     on the disk.
 
-    metadata: of the files of weights. Raises OSError.
+    metadata: that of the files of weights. Raises OSError.
     """
     for stem, named in tensors.items():
         about = metadata if metadata and stem in WEIGHTS else {}
@@ -143,7 +145,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object in a file of at most `JSON_LIMIT` bytes. Raises ValueError, OSError."""
+    """Read the JSON object in a file of at most `JSON_LIMIT` bytes. Raises ValueError for anything
+    else, and OSError."""
     try:
         value = load_json(read_bounded(path, JSON_LIMIT))
     except ValueError:

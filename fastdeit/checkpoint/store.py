@@ -31,7 +31,7 @@ from fastdeit.storage.atomic import sync
 from fastdeit.storage.tensor_files import check_header, read_tensors
 
 MIN_KEPT = 2
-"""So many of the newest whole checkpoints are never removed."""
+"""The number of the newest whole checkpoints that are never removed."""
 OPTIONAL = frozenset({"ema"})
 """Sets of tensors that a checkpoint may lack: a run can begin its EMA from the weights."""
 
@@ -51,7 +51,7 @@ def save_checkpoint(
 
     tensors: sets of CPU tensors by file stem and name; state: JSON values; metadata: of the
     weights. Raises ValueError for a value that is not finite, OSError when the disk refuses; then
-    nothing of the new checkpoint stays and the older ones are untouched.
+    nothing of the new checkpoint remains, and the older ones have not changed.
     """
     _check_finite(tensors)
     final = folder / f"step-{step:08d}"
@@ -86,8 +86,8 @@ def _put_in_place(work: Path, final: Path) -> None:
 def prune_checkpoints(folder: Path, keep: int, scores: Mapping[int, float]) -> None:
     """Remove all checkpoints but the newest `keep` (at least `MIN_KEPT`) and the best one.
 
-    scores: as of `find_best`. A damaged checkpoint does not count as kept: before any is removed,
-    the newest `MIN_KEPT` are loaded again.
+    scores: as of `find_best`. A damaged checkpoint does not count among these: before any is
+    removed, the newest `MIN_KEPT` are loaded again.
     """
     keep = max(keep, MIN_KEPT)
     found = list_checkpoints(folder)

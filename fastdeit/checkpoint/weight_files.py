@@ -1,10 +1,10 @@
 """The weights of a run beside its checkpoints, with what timm and the Hugging Face Hub need to load
 them.
 
-A weights file is a hard link to that of a checkpoint: it takes no further space, and stays when the
-checkpoint is removed. It is written as a file of its own where the disk has no links, or where the
-checkpoint describes its weights in other words (one of an earlier version, or from before a setting
-of the evaluation changed).
+A weights file is a hard link to that of a checkpoint: it takes no further space, and remains when
+the checkpoint is removed. It is written as a file of its own where the disk has no links, or where
+the metadata in the checkpoint differ: it may be of an earlier version, or a setting of the
+evaluation has changed since.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from fastdeit.storage.tensor_files import read_metadata, read_tensors, write_ten
 class WeightFiles:
     """The weights files of the run in `folder`, and config.json.
 
-    metadata: of each file; it also gets the step. config: the content of config.json.
+    metadata: that of each file, to which the step is added. config: the content of config.json.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class WeightFiles:
         self.folder = folder
         self._metadata = metadata
         self._config = config
-        # of the files that this object has written: the checkpoint's file, and its inode, as a run
-        # that rolls back writes another one of the same name
+        # by file that this object has written: the checkpoint's file and its inode, as a run that
+        # rolls back writes another file of the same name
         self._sources: dict[Path, tuple[Path, int]] = {}
 
     def metadata_of(self, step: int) -> dict[str, str]:

@@ -21,12 +21,13 @@ from fastdeit.distributed.errors import RunError
 from fastdeit.storage.free_space import find_free_bytes
 
 FAILURES_ALLOWED = 2
-"""Saves in a row that may fail."""
+"""The number of saves in a row that may fail."""
 RETRY_S = 1.0
+"""Seconds from a failed save to the second attempt."""
 
 
 class CheckpointError(RunError):
-    """Checkpoints cannot be saved; raised on every rank."""
+    """Error if checkpoints cannot be saved; raised on every rank."""
 
     heard_by_all = True
 
@@ -39,8 +40,8 @@ class SaveResult(NamedTuple):
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run, keeping the newest `keep` and the best, and after each the
-    files of `weights`.
+    """Writer of the checkpoints of a run, of which the newest `keep` and the best remain; after
+    each checkpoint it writes the files of `weights`.
 
     rank: this process's; only rank 0 writes, the others take part in agreeing. Attributes: scores,
     the validation top-1 by step, which decides the best; every checkpoint's state has those that
@@ -62,8 +63,8 @@ class CheckpointWriter:
     def save(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
         """Start to save the tensors and JSON values, once the save before has ended. A collective.
 
-        The tensors must not change any more. Raises CheckpointError if too many saves in a row have
-        failed.
+        From now on the tensors must not change. Raises CheckpointError if too many saves in a row
+        have failed.
         """
         if self._rank == 0:
             self.finish()
@@ -111,7 +112,7 @@ class CheckpointWriter:
         self.scores = {int(step): float(score) for step, score in state.get("scores", {}).items()}
 
     def update_weights(self) -> list[str]:
-        """Make the weights files those of the checkpoints that exist, on rank 0 alone.
+        """Make the weights files those of the checkpoints that exist; only rank 0 calls this.
 
         Returns lines for the user. Raises OSError.
         """
@@ -121,7 +122,7 @@ class CheckpointWriter:
             return [f"the weights beside the checkpoints are older: {error}"]
 
     def _describe_scores(self) -> dict[str, Any]:
-        """Return the part of a state that holds the scores, and the best one with its step."""
+        """Return the entries of a state for the scores, and for the best one with its step."""
         best = max(self.scores, key=lambda step: (self.scores[step], step), default=None)
         return {
             "scores": dict(self.scores),

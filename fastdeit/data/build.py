@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from fastdeit.data.loaders.train import TeacherRecords, TrainLoader
 
 _EXACT_FROM_THREADS = 8
-"""The exact operator yields about 1,000 images/s a core: beside a GPU with fewer threads DALI's own
-operators should be faster, which no GPU has shown yet."""
+"""The threads beside a GPU from which `auto` means the exact backend, whose operator augments about
+1,000 images/s a core. With fewer, DALI's own operators should be faster, which no GPU has shown
+yet."""
 
 
 def build_data(config: Config) -> tuple[Index, Index]:
@@ -54,16 +55,16 @@ def build_data(config: Config) -> tuple[Index, Index]:
         )
         return train, val
 
-    if data.data_cache:  # a disk of its own on each machine, whose ranks would all list it at once
+    if data.data_cache:  # each machine has its own copy, which all its ranks would list at once
         on_each_machine(lambda _: build() and None)
     return first_on_rank0(build)
 
 
 def build_train_index(config: Config, *, require_classes: bool = False) -> Index:
-    """Build the index of the training images, for one process alone.
+    """Build the index of the training images, without other processes.
 
     require_classes: refuse a class folder in which no image can be used. Raises DataError for
-    images in Parquet files.
+    Parquet files, whose images cannot be read in random order, and as `build_index` does.
     """
     data = config.data
     root = find_root(config)
@@ -80,7 +81,7 @@ def build_train_index(config: Config, *, require_classes: bool = False) -> Index
 def fetch_data(
     config: Config, *, alone: bool = False, proceed: Callable[[], bool] = lambda: True
 ) -> None:
-    """Fetch the data set into the cache, as `fetch_folder` does; a run that has begun uses a
+    """Fetch a data set at a URL into the cache, as `fetch_folder` does; a resumed run uses a
     complete copy as it is."""
     data = config.data
     if data.data_set == "digits":  # they are written to a folder
@@ -97,8 +98,8 @@ def fetch_data(
 
 
 def find_root(config: Config) -> Path:
-    """Return the folder of the data set that --data-set names, of a URL that in the cache; write
-    the digits there if they are missing.
+    """Return the folder of the data set that --data-set names, for a URL its folder in the cache;
+    write the digits there if they are missing.
 
     Raises ValueError if no folder is given, or it holds no such data set.
     """
@@ -114,8 +115,9 @@ def find_root(config: Config) -> Path:
 def build_eval_index(root: Path, split: str, names: Sequence[str], bad_images: BadImages) -> Index:
     """Return the index of a split for an evaluation, which needs no training images.
 
-    names: what labels in a list or in shards count, where neither training images nor a classes.txt
-    define it. A `val` that does not exist is the data set's own folder, if it holds class folders.
+    names: the classes that the labels of a list or of shards number, where neither training images
+    nor a classes.txt define them. A `val` that does not exist is the data set's own folder, if it
+    holds class folders. Raises DataError as `build_index` does.
     """
     root = Path(os.path.abspath(root))
     split = _choose_split(root, split)
@@ -149,8 +151,8 @@ def _has_classes(root: Path, split: str, found: SplitLocation) -> bool:
 
 
 def build_quarantine(config: Config, index: Index) -> tuple[Index, Quarantine]:
-    """Return the index with the rows that this run began with, and a quarantine that holds those
-    which must not be read; nothing is written.
+    """Return the index with the rows that this run began with, and a quarantine with those that
+    must not be read; write nothing.
 
     Raises DataError when too many images are gone.
     """
@@ -191,9 +193,12 @@ def choose_options(
     augment_device: str = "auto",
     decoder: str = "auto",
 ) -> PipelineOptions:
-    """Return where and how this rank reads images; num_workers: threads, 0: its share of the
-    cores; read_ahead, backend, augment_device, decoder: `auto` is replaced by what it means
-    here."""
+    """Return where and how this rank reads images.
+
+    mean, std: of each channel, for values in 0..1; num_workers: the number of threads, 0: the
+    rank's share of the cores; read_ahead, backend, augment_device, decoder: `auto` is replaced by
+    what it means here. Raises ValueError for a decoder or a device that is not possible here.
+    """
     device = "gpu" if world.device.type == "cuda" else "cpu"
     threads = num_workers or world.threads
     backend = _choose_backend(backend, augment_device, device, threads)
@@ -220,8 +225,8 @@ def choose_options(
 
 
 def _choose_backend(backend: str, augment_device: str, device: str, threads: int) -> str:
-    """Return `backend` with `auto` replaced. Raises ValueError for an --augment-device that is not
-    here, or not the backend's."""
+    """Return `backend` with `auto` replaced. Raises ValueError for an --augment-device that this
+    machine does not have, or that the backend cannot use."""
     allowed = "auto or cpu where there is no GPU"
     require(augment_device != "gpu" or device == "gpu", "augment_device", augment_device, allowed)
     if backend == "auto":

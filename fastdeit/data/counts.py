@@ -1,4 +1,4 @@
-"""The counts of a data set, out of its stored index: nothing else is read."""
+"""The counts of a data set, from its stored index alone."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from fastdeit.data.table import table_facts, table_places
 
 
 class Counts(NamedTuple):
-    """Images of a split, the bytes of their files, and the classes."""
+    """The number of images of a split, the bytes of all of them, and the number of classes."""
 
     images: int
     nbytes: int
@@ -19,7 +19,7 @@ class Counts(NamedTuple):
 
 
 def read_counts(root: Path, split: str) -> Counts | None:
-    """Return the counts of a split that was indexed before, None if no table can be read; the
+    """Return the counts of a split that was indexed before, or None if no table can be read. The
     images may have changed since."""
     for place in table_places(root.absolute(), split, None):
         try:

@@ -29,16 +29,17 @@ from fastdeit.data.formats.cifar.files import read_batch
 from fastdeit.data.formats.detect import Feeding
 from fastdeit.data.formats.idx import read_images
 from fastdeit.data.formats.listing import DataError, image_columns
-from fastdeit.data.formats.parquet.images import ParquetImages, open_images
+from fastdeit.data.formats.parquet.images import ParquetImages
 from fastdeit.data.formats.shards.reader import ShardReader
 from fastdeit.display.text import printable
 
 _BY_NUMBER: dict[str, Callable[[Path], np.ndarray | ParquetImages]] = {
     "idx": read_images,
     "cifar": lambda file: read_batch(file).rows,
-    "parquet": open_images,
+    "parquet": ParquetImages,
 }
-"""The readers of files whose images have a number in place of an offset, by kind."""
+"""The readers of files in which an image has a number instead of an offset, by kind."""
+_MOST_OPEN = 8  # files of numbered images
 _ARRAYS = ("name", "label", "num_bytes", "height", "width", "shard", "offset")
 COLUMNS = (*_ARRAYS, "fault", HEADER_ONLY)
 """The columns of a stored table that `Index.from_table` reads."""
@@ -51,32 +52,32 @@ class Index:
     root: Path
     split: str
     classes: tuple[str, ...]
-    """Names of the classes; a label is a position in it."""
+    """The names of the classes; a label is a place in it."""
     kind: Feeding
     names: pa.BinaryArray
-    """(N,): paths relative to `root`, or SHARD/MEMBER, as bytes of the file system."""
+    """(N,): paths relative to `root`, or SHARD/MEMBER, in the bytes that the file system has."""
     labels: np.ndarray
     """int64 (N,)."""
     sizes: np.ndarray
     """int32 (N, 2): height and width in pixels, without EXIF rotation."""
     num_bytes: np.ndarray
-    """int64 (N,): of the encoded images."""
+    """int64 (N,): bytes of the encoded images."""
     shards: tuple[str, ...] = ()
-    """Container files relative to `root`; empty for image files."""
+    """The files that hold images, relative to `root`; empty where each image is a file."""
     shard: np.ndarray | None = None
-    """int32 (N,): position in `shards`."""
+    """int32 (N,): the place in `shards` of an image's file."""
     offset: np.ndarray | None = None
-    """int64 (N,): where an image begins in its shard; its number in files of pixels and Parquet
-    files."""
+    """int64 (N,): the byte at which an image begins in its shard; in files of pixels and in Parquet
+    files, the image's number."""
     header_only: np.ndarray | None = None
-    """bool (N,): images of which the header alone was checked; None: none."""
+    """bool (N,): whether the header of an image alone was checked; None: this is so for none."""
     excluded: tuple[str, ...] = ()
     """Damaged images, which are no rows, each with its fault. Not part of the fingerprint."""
     notes: tuple[str, ...] = ()
     """Facts about the labels, for the user."""
 
     def __repr__(self) -> str:
-        """Return one line, where the fields would be pages of arrays."""
+        """Return one line; the fields would fill pages."""
         counts = f"{len(self):,} images, {len(self.classes):,} classes"
         return f"<Index of {self.split} in {self.root}: {counts}>"
 
@@ -88,7 +89,7 @@ class Index:
         excluded: tuple[str, ...] = (),
         notes: tuple[str, ...] = (),
     ) -> "Index":
-        """Return the index of a table with the columns of `to_table`, and maybe others.
+        """Return the index of a table that has the columns of `to_table`, and perhaps others.
 
         facts: root, split, classes, kind and shards.
         """
@@ -123,8 +124,8 @@ class Index:
         return len(self.labels)
 
     def name(self, row: int) -> str:
-        """Return the image's name, relative to `root`, as messages and records have it: printable,
-        so that it may differ from that of the file."""
+        """Return the image's name for messages and records, relative to `root`: it is made
+        printable, so it may differ from that of the file."""
         return printable(self._file_name(row))
 
     def _file_name(self, row: int) -> str:
@@ -132,17 +133,17 @@ class Index:
 
     @property
     def feeds_paths(self) -> bool:
-        """Return True if `encoded` returns paths, for DALI's io.file.read, not encoded images."""
+        """Return True if `encoded` returns paths for DALI's io.file.read, not encoded images."""
         return self.kind == "files"
 
     def encoded(self, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
-        """Return what DALI takes for `rows` (int64 (B,)): uint8 (length,) each, paths that end in
+        """Return what DALI takes for `rows` (int64 (B,)), uint8 (length,) each: paths that end in
         zero bytes, or encoded images.
 
-        Raises OSError for a shard, DataError for another file, that does not exist any more.
+        Raises OSError for a shard that does not exist any more, DataError for another file.
         """
         if self.kind == "files":
-            # one array of rows of one length: DALI takes it in at once
+            # one array, whose rows have one length: DALI accepts it at once
             names = self.names.take(pa.array(rows)).to_pylist()
             paths = np.array([self._prefix + name for name in names])
             return paths.view(np.uint8).reshape(len(rows), -1)
@@ -153,7 +154,7 @@ class Index:
         return self._shard_reader.read(self.shard[rows], self.num_bytes[rows], self.offset[rows])
 
     def read(self, row: int) -> bytes:
-        """Return the encoded image. Raises OSError when it cannot be read."""
+        """Return the bytes of the encoded image. Raises OSError when they cannot be read."""
         if self.kind == "files":
             return read_place((os.path.join(self.root, self._file_name(row)), -1, 0))
         assert self.shard is not None and self.offset is not None
@@ -166,8 +167,8 @@ class Index:
         return read_place((path, int(self.offset[row]), int(self.num_bytes[row])))
 
     def check(self, row: int) -> str | None:
-        """Return what is wrong with an image now (unreadable, damaged, of another size than in the
-        index), or None. Raises OSError when this process may not open any more files."""
+        """Return the fault that an image has now (unreadable, damaged, another size than in the
+        index), or None. Raises OSError when this process may open no more files."""
         try:
             checked = check_image(self.read(row))
         except OSError as error:
@@ -181,8 +182,8 @@ class Index:
         return f"is {checked[:2]} high and wide, the index has {indexed}: was it replaced?"
 
     def beyond_the_end(self, row: int) -> np.ndarray:
-        """Return int64: the images, of the shard that holds `row`, for which its file is now too
-        short; none for an image file."""
+        """Return int64 (n,): of all images in the shard that holds `row`, those for which its file
+        is now too short; none for an image file."""
         if self.shard is None or self.offset is None or self.kind in _BY_NUMBER:
             return np.zeros(0, np.int64)
         neighbours = np.flatnonzero(self.shard == self.shard[row])
@@ -194,17 +195,21 @@ class Index:
         return neighbours[ends > size]
 
     def count_files(self, rows: np.ndarray) -> int:
-        """Return how many files hold the images `rows` (int64 (n,))."""
+        """Return the number of files that hold the images `rows` (int64 (n,))."""
         return len(rows) if self.shard is None else len(np.unique(self.shard[rows]))
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over names, bytes of each image, labels and classes; the same wherever
+        """Return a SHA-256 over names, byte counts, labels and classes; it does not depend on where
         the data set lies."""
         return self._fingerprint
 
-    def _open_numbered(self, shard: int) -> np.ndarray | ParquetImages:
-        """Return the encoded images of a file by number, uint8 (length,) each."""
-        return _BY_NUMBER[self.kind](self.root / self.shards[shard])
+    @functools.cached_property
+    def _open_numbered(self) -> Callable[[int], np.ndarray | ParquetImages]:
+        """The function that returns the encoded images of a file by number, uint8 (length,) each;
+        the last few files stay open."""
+        # of each index its own: a later one may be of a file that has been replaced
+        read = _BY_NUMBER[self.kind]
+        return functools.lru_cache(_MOST_OPEN)(lambda shard: read(self.root / self.shards[shard]))
 
     def _shard_path(self, shard: int) -> str:
         return os.path.join(self.root, self.shards[shard])

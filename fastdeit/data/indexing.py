@@ -27,6 +27,7 @@ from fastdeit.data.table import (
 )
 
 BadImages = Literal["error", "skip"]
+"""What bad images do: raise an error, or be excluded."""
 
 
 def build_index(
@@ -44,13 +45,15 @@ def build_index(
     """Return the index of one split, read from its Parquet file if its sources are unchanged, else
     built.
 
-    split: `train` or `val` below `root`, in any format of docs/data.md; or relative to root a list
-    or a pattern of tar files. classes: the names that labels count; without it those of a
-    `classes.txt`, for `val` of `train`, else its own. cache_dir: where the Parquet file is kept,
-    else `root/.fastdeit`, or the user's cache folder where root cannot be written. workers: threads
-    or processes that decode. bad_images: "skip" excludes them. require_classes: refuse a class
-    folder in which no image can be used. again: look at every file's bytes and time, though the
-    folders are unchanged. check: as `ImageCheck.kind`. Raises DataError.
+    split: `train` or `val` below `root`, in any format of docs/data.md; or, relative to root, a
+    list or a pattern of tar files. classes: the names that labels number; by default those of a
+    `classes.txt`, for `val` those of `train`, else the split's own. cache_dir: the folder of the
+    Parquet file; by default `root/.fastdeit`, or the user's cache folder where root cannot be
+    written. workers: the number of threads or processes that decode. bad_images: "skip" excludes
+    them. require_classes: refuse a class folder in which no image can be used. again: compare the
+    bytes and time of every file, though the folders are unchanged. check: as `ImageCheck.kind`.
+    Raises DataError for a split that does not exist, has no image that can be used, or has bad ones
+    with "error".
     """
     root = Path(os.path.abspath(root))
     found = find_split(root, split)
@@ -95,8 +98,11 @@ def split_table(
     columns: Sequence[str] = COLUMNS,
     wanted: ImageCheck = AUTO,
 ) -> pa.Table:
-    """Return a row for every image of the split, good or bad (then with a `fault`); `table_facts`
-    reads what the table holds beside them."""
+    """Return a table with one row for every image of the split, good or bad (then with a `fault`);
+    `table_facts` reads its metadata. Arguments and errors: as for `build_index`.
+
+    columns: those to read; wanted: how the images must have been checked.
+    """
     names = list(classes) if classes is not None else None
     if names is None:
         names = _class_names(root, split, found, cache_dir=cache_dir, workers=workers)
@@ -117,7 +123,7 @@ def split_table(
 def _class_names(
     root: Path, split: str, found: SplitLocation, *, cache_dir: Path | None, workers: int | None
 ) -> list[str] | None:
-    """Return the names that labels count, or None if the split's own labels make them."""
+    """Return the names that labels number, or None if the split's own labels define them."""
     beside = class_names_beside(found.home)
     if beside and found.kind != "folder":
         return list(beside)

@@ -1,10 +1,10 @@
-"""Images that turn out unreadable during a run, and are excluded from then on.
+"""The quarantine: images that cannot be read during a run, and are excluded from then on.
 
 A file that is damaged, deleted or replaced after the index was built costs DALI its whole batch.
 The loader then asks here which images are at fault; they are recorded, in the log and in a file of
 JSON lines, and never read again. The plan decides what replaces them (`Plan.exclude`), and that
-depends on nothing but the set of bad images. So ranks that find the same image bad at different
-times agree. A resumed run reads the file.
+depends on the set of bad images alone, so ranks that find the same image bad at different times
+agree. A resumed run reads the file.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from fastdeit.data.index import DataError, Index
 from fastdeit.storage.jsonl import append_lines, read_records
 
 RETRIES_S = (0.1, 0.5, 2.0)
-"""Pauses before a file that cannot be read is tried again: network file systems fail for a moment.
-"""
+"""Pauses in seconds before a file that could not be read is read again: network file systems fail
+for a moment."""
 
 _FEWEST = 10  # bad files that are always allowed
-_SHARE = 10_000  # in a large data set, one in so many images may be bad
-_SHARE_UNDECODED = 100  # of images whose header alone was checked, when they were indexed
+_SHARE = 10_000  # in a large data set, one image in this many may be bad
+_SHARE_UNDECODED = 100  # likewise of images whose header alone was checked by the index
 _NAMED = 10  # images that a message names
 _CUT = "lies beyond the end of its shard"
 
@@ -41,9 +41,9 @@ class QuarantinedImage:
 
     split: str
     step: int = 0
-    """Optimizer steps done when the image was found bad; from there on it is excluded."""
+    """The number of optimizer steps done when the image was found bad and excluded."""
     row: int
-    """In the index."""
+    """The image's row in the index."""
     name: str = ""
     fault: str
 
@@ -51,12 +51,13 @@ class QuarantinedImage:
 class Quarantine:
     """The bad images of one index, found at run time.
 
-    policy: "skip" collects them, "error" raises DataError at the first. file: JSON lines, one per
-    bad image, that are read at the start and appended to; several ranks may share it. Raises
-    DataError also when more than 10 files and one in 10,000 images are bad: then the storage is at
-    fault, not a file; of images that were never decoded before, one in 100 may be damaged.
-    Attributes: step, the optimizer steps done before the batch that is made, which is recorded with
-    an image. A loader may add images in a thread while another asks for them.
+    policy: "skip" excludes them, "error" raises DataError at the first. file: JSON lines, one for
+    each bad image, which are read at the start and appended to; several ranks may share it. Raises
+    DataError also when more than 10 files and more than one image in 10,000 are bad: then the
+    storage is at fault, not a file; of images that were never decoded before, one in 100 may be
+    damaged. Attributes: step, the number of optimizer steps before the batch that is being made,
+    which is recorded with an image. A loader may add images in one thread while another thread
+    reads them.
     """
 
     def __init__(self, index: Index, policy: str = "skip", file: Path | None = None) -> None:
@@ -89,13 +90,13 @@ class Quarantine:
         return np.array(sorted(self._faults), np.int64)
 
     def fingerprint(self) -> str:
-        """Return a hash of which images all who share the file have found bad."""
+        """Return a SHA-256 over the rows that all processes with this file have found bad."""
         rows = self._faults.keys() | {image.row for image in self._recorded()}
         return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
 
     def count_all(self) -> int:
-        """Return how many bad images all who share the file have found; a file that has not changed
-        since is not read again."""
+        """Return the number of bad images that all processes with this file have found; read the
+        file only if it has changed."""
         stamp = _read_stamp(self._file)
         if self._counted is None or self._counted[0] != stamp:
             self._counted = stamp, len(self._recorded())
@@ -107,8 +108,8 @@ class Quarantine:
     def diagnose(self, rows: Iterable[int]) -> dict[int, str]:
         """Return the fault of each of `rows` that cannot be read or decoded now, by row.
 
-        A read that fails is tried again after each pause of `RETRIES_S`. If a shard has no bytes
-        for an image, all other images beyond the shard's end are returned, too.
+        A read that fails is repeated after each pause of `RETRIES_S`. If a shard ends before an
+        image, all other images beyond the shard's end are returned, too.
         """
         faults = self._check(map(int, rows))
         for pause in RETRIES_S:
@@ -125,9 +126,9 @@ class Quarantine:
         return {row: fault for row in rows if (fault := self._index.check(row))}
 
     def wait(self, attempt: int) -> None:
-        """Sleep before a batch is tried again that failed though each of its images can be read.
+        """Sleep before a batch is made again that failed though each of its images can be read.
 
-        attempt: the number of tries before, from 0.
+        attempt: the number of earlier attempts.
         """
         time.sleep(RETRIES_S[min(attempt, len(RETRIES_S) - 1)])
 
@@ -147,7 +148,7 @@ class Quarantine:
     def exclude(self, faults: dict[int, str]) -> None:
         """Exclude images from the run; the next `write` records them.
 
-        Raises DataError as the policy and the limit say.
+        Raises DataError by the policy ("error" or "strict"), or if too many images are bad.
         """
         if self._policy == "strict":
             named = "; ".join(f"{self._index.name(row)}: {fault}" for row, fault in faults.items())
@@ -177,8 +178,8 @@ class Quarantine:
             raise DataError(self._list(self._faults, f"{problem} ({advice})"))
 
     def _undecoded(self) -> np.ndarray:
-        """Return the rows of bad images that may have been damaged before the run, and then not
-        seen: int64 (n,)."""
+        """Return int64 (n,): the rows of bad images whose damage may be older than the run, as the
+        index checked their header alone."""
         header_only = self._index.header_only
         rows = self.rows
         if header_only is None:
@@ -220,7 +221,8 @@ class Quarantine:
 
 
 def _read_stamp(file: Path | None) -> tuple[int, int]:
-    """Return bytes and time of change of a file; zeros if there is none."""
+    """Return the size in bytes and the time of modification of a file in ns; zeros if there is
+    none."""
     try:
         facts = os.stat(file or "")
     except OSError:
@@ -231,7 +233,7 @@ def _read_stamp(file: Path | None) -> tuple[int, int]:
 def read_quarantine(file: Path | None, split: str) -> list[QuarantinedImage]:
     """Return the images of a split in a quarantine file, each as it was first recorded.
 
-    A line that a crash has cut off is skipped: the image will be found again.
+    A line that a crash has cut short is skipped: the image will be found again.
     """
     images: dict[int, QuarantinedImage] = {}
     for image in read_records(file, QuarantinedImage) if file is not None else ():

@@ -2,8 +2,8 @@
 data set has changed.
 
 A plan is made for N images of known sizes. When files are damaged, deleted or added while a run is
-stopped, the next start builds another index. The run then uses its own, and excludes the rows whose
-images are not as they were.
+stopped, the next start builds another index. The run then uses the stored index, and excludes the
+rows whose images have changed.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ def keep_images(index: Index, file: Path) -> None:
 
 def reconcile(now: Index, file: Path) -> tuple[Index, dict[int, str]]:
     """Return the index that `keep_images` wrote, below the root of `now`, and the fault of each row
-    whose image `now` does not have. In a shard that was written again an image has another place,
-    which is that of `now`."""
+    whose image `now` does not have. If a shard was written again, the offsets are those of
+    `now`."""
     then = read_images(file, now.root)
     if then.fingerprint() == now.fingerprint() and np.array_equal(then.sizes, now.sizes):
         return now, {}
@@ -55,9 +55,9 @@ def read_classes(file: Path) -> tuple[str, ...]:
 
 
 def read_images(file: Path, root: Path) -> Index:
-    """Return the index that `keep_images` wrote, of images below `root`, none of which is read.
+    """Return the index that `keep_images` wrote, of images below `root`; read no image.
 
-    Raises OSError, ValueError or ArrowException for what is no such file.
+    Raises OSError, ValueError or ArrowException for any other file.
     """
     table = read_columns(open_table(file))
     return Index.from_table(table, _read_facts(table.schema) | {"root": root})

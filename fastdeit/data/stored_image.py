@@ -1,4 +1,4 @@
-"""Single images of an index as Pillow has them, for what is drawn or analysed."""
+"""Single images of an index as Pillow images, for pictures and analyses."""
 
 from PIL import Image
 

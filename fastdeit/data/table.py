@@ -1,9 +1,9 @@
 """The index on disk: one Parquet table a split, with the facts or the fault of every image, and the
 stamps of its sources.
 
-A start only compares the stamps of folders and containers. When one differs, the split is listed
-again, and only images whose name, bytes or time of modification changed are checked. Where the time
-of change alone differs, as in a copy of the data set, an image's header is compared.
+A start only compares the stamps of folders and of files that hold images. When one differs, the
+split is listed again, and only images whose name, bytes or time of modification changed are
+checked. Where the time alone differs, as in a copy of the data set, an image's header is compared.
 """
 
 import hashlib
@@ -43,13 +43,14 @@ from fastdeit.storage.urls import find_user_cache
 
 VERSION = 3
 """Raised whenever a table of an older version must not be used as it is."""
-_WITH_FACTS = (2, VERSION)  # versions whose facts of unchanged images hold
+_WITH_FACTS = (2, VERSION)  # versions whose facts of unchanged images can be used
 
 _log = logging.getLogger(__name__)
 
 
 def table_places(root: Path, split: str, cache_dir: Path | None) -> list[Path]:
-    """Return where a split's table may be stored, best first."""
+    """Return the paths at which a split's table may be stored, best first; cache_dir: the only
+    folder, or None."""
     name = split if re.fullmatch(r"[\w-][\w.-]*", split) else _slug(split)
     user = find_user_cache()
     key = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
@@ -95,8 +96,8 @@ def _facts_at(place: Path, versions: Sequence[int] = (VERSION,)) -> dict[str, An
 
 
 def table_facts(table: pa.Table) -> dict[str, Any]:
-    """Return the metadata of a table: source, classes, shards, stamps; empty for one of another
-    version."""
+    """Return the metadata of a table: source, classes, shards, notes, stamps; empty for a table of
+    another version."""
     return _facts(table.schema, (VERSION,))
 
 
@@ -135,7 +136,7 @@ def _read(place: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
 
 
 def stored_table(places: Sequence[Path]) -> pa.Table | None:
-    """Return the newest stored table, also of an earlier version whose facts hold, or None."""
+    """Return the newest stored table, also of an earlier version with usable facts, or None."""
     found = [place for place in places if _facts_at(place, _WITH_FACTS)]
     if not found:
         return None
@@ -153,7 +154,7 @@ def excluded_images(table: pa.Table) -> tuple[str, ...]:
 
 
 def describe_excluded(excluded: Sequence[str]) -> str:
-    """Return an error's text on bad images, of which it names some."""
+    """Return the text of an error on bad images, of which it names some."""
     kinds = ", ".join(EXTENSIONS)
     lines = [
         f"{len(excluded)} bad image(s); every image must be a whole {kinds} of at most "

@@ -30,10 +30,10 @@ _PLACES = {
 class Origin:
     """The training of weights.
 
-    data_set: name of its folder; settings: what decides most, by name; command: what repeats the
-    run; an absolute path in it is its last part, as a model card is public. scores: validation
-    accuracy in percent of just these weights, by "HEAD/top1" and "HEAD/top5"; empty if they were
-    not evaluated, or with another view.
+    data_set: name of its folder; settings: the most important ones, by name; command: the one that
+    repeats the run; of an absolute path in it only the last part is left, as a model card is
+    public. scores: validation accuracy in percent of just these weights, by "HEAD/top1" and
+    "HEAD/top5"; empty if they were not evaluated, or with another view.
     """
 
     data_set: str
@@ -45,9 +45,9 @@ class Origin:
 def build_origin(source: str, ema: bool, step: str, view: EvalView) -> Origin | None:
     """Return the training of weights; None if they are in no run folder.
 
-    source: as in `load_model`; ema: whether they are the EMA; step: of their metadata, or "";
-    view: what the export sees, as the scores of the run are those of its own.
-    Raises ValueError for settings that cannot be read.
+    source: as in `load_model`; ema: whether they are the EMA; step: of their metadata, or ""; view:
+    that of the export, as the scores of the run are those of its own view. Raises ValueError for
+    settings that cannot be read.
     """
     folder = find_run(source)
     if folder is None:

@@ -38,8 +38,8 @@ _LABELS = 'Output `i` is class `model.pretrained_cfg["label_names"][i]`.\n'
 def write_card(loaded: LoadedModel, name: str, precision: str, origin: Origin | None) -> str:
     """Return the text of a model card.
 
-    name: of the repository; precision: of the weights; origin: None if nothing is known of the
-    training.
+    name: that of the repository; precision: that of the weights; origin: the training, None if
+    nothing is known of it.
     """
     trained = "" if origin is None else ", trained with fastdeit"
     parts = [

@@ -18,16 +18,18 @@ _USUAL_LOGIT = 10.0
 _BATCHES = (1, 4, 3)  # of photographs: one, several, and another number than was traced
 
 Outputs = torch.Tensor | Sequence[torch.Tensor]
+"""The outputs of an export, each (B, K)."""
 Run = Callable[[torch.Tensor], Outputs]
+"""A function from normalised images (B, 3, S, S) fp32 to the outputs of an export."""
 
 
 @dataclass(frozen=True)
 class Difference:
     """The distance of the logits of an export from those of the model in fp32.
 
-    largest: of |export - model| over images, heads and classes; logit: the largest |logit| of the
-    model; tolerance: what `largest` may be; same_class: images whose most probable class is the
-    same, in each head; images: their number.
+    largest: the largest |export - model| over images, heads and classes; logit: the largest |logit|
+    of the model; tolerance: the allowed value of `largest`; same_class: the number of images whose
+    most probable class is the same, in each head; images: the number of all.
     """
 
     largest: float
@@ -87,7 +89,7 @@ def check_difference(difference: Difference, precision: Precision) -> None:
 def read_photographs(view: EvalView, count: int) -> torch.Tensor:
     """Return `count` photographs as the model sees images: fp32 (count, 3, size, size).
 
-    They are parts of the two photographs that scikit-learn ships, the same at each call.
+    They are crops of the two photographs in scikit-learn, the same at each call.
     """
     transform = build_transform(view)
     stored = [Image.fromarray(image) for image in load_sample_images().images]

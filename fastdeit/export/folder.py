@@ -1,8 +1,8 @@
 """A folder for timm and the Hugging Face Hub: model.safetensors, config.json, README.md.
 
 `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it, and `hf-hub:OWNER/NAME` after
-`huggingface_hub.upload_folder`. A DeiT has both heads in it; timm gives their mean in evaluation,
-and both with `model.set_distilled_training(True)` in training.
+`huggingface_hub.upload_folder`. The folder of a DeiT has both heads; timm returns their mean in
+evaluation, and both with `model.set_distilled_training(True)` in training.
 """
 
 import json
@@ -40,8 +40,8 @@ def export_folder(
 
     path: a folder that does not exist, or is empty; its name is that of the model card. precision:
     of the weights; timm computes in fp32 unless it is given a dtype. ema: whether the weights are
-    the EMA, which the card names. Raises ValueError: the folder cannot be written, or timm differs;
-    then nothing stays.
+    the EMA, which the card names. Raises ValueError if the folder cannot be written, or timm
+    computes something else; then nothing of it remains.
     """
     check_folder(path)
     origin = build_origin(loaded.source, ema, loaded.metadata.get("step", ""), loaded.view)

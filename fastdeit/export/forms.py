@@ -28,8 +28,9 @@ def export_model(
     loaded: of `load`. path: a new or empty folder, or a file, which replaces an older one. heads:
     "mean" gives one output, the mean of a DeiT's heads; "both" gives both, in a file. precision: of
     the weights, and in a file of the arithmetic; no bf16 in ONNX. ema: whether the weights are the
-    EMA, which the model card names. Raises ValueError: a path that cannot be written, a model that
-    cannot be recorded, an export that computes something else; then an older file stays.
+    EMA, which the model card names. Raises ValueError for a path that cannot be written, a model
+    that cannot be recorded, or an export that computes something else; then an older file does not
+    change.
     """
     path = Path(path)
     check_form(path, heads, precision)

@@ -18,20 +18,25 @@ from fastdeit.models.student import Student
 from fastdeit.training.evaluation import student_heads
 
 Heads = Literal["mean", "both"]
+"""The choice of the heads that an export has."""
 Precision = Literal["fp32", "fp16", "bf16"]
+"""The precision of an export."""
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+"""The dtype of each precision."""
 _EXAMPLES = 2  # torch.export takes a batch of 1 for a constant
 Logits = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+"""The logits of one head, or of both, each (B, K)."""
 OUTPUTS: dict[str, tuple[str, ...]] = {"mean": ("logits",), "both": ("cls", "dist")}
 """Names of the outputs, each (B, K) fp32, by the choice of heads."""
 
 
 class Network(nn.Module):
-    """Normalised images (B, 3, H, W) in any float dtype → the logits `OUTPUTS` names.
+    """A network from normalised images (B, 3, H, W) in any float dtype to the logits that `OUTPUTS`
+    names.
 
     heads: "mean" gives the mean of a DeiT's two heads, or the logits of a model with one head;
     "both" the logits of the class and of the distillation head. The model's parameters decide the

@@ -25,7 +25,7 @@ def export_program(
 
     heads: "mean" for one output, "both" for the logits of the class and the distillation head;
     precision: of weights and arithmetic. Raises ValueError for a model that cannot be recorded, an
-    export that differs, and a file that cannot be written; then an older file stays as it was.
+    export that differs, and a file that cannot be written; then an older file does not change.
     """
     network = build_network(loaded, heads, precision)
     program = trace(network, loaded.view.size, loaded.name)

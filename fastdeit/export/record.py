@@ -13,12 +13,13 @@ from fastdeit.models.hub import describe_model
 from fastdeit.storage.atomic import atomic_open
 
 Description = dict[str, Any]
+"""JSON values by name."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A written export. form: "folder", "onnx" or "program"; size: bytes of it all; difference:
-    from the model in fp32, as the check found it."""
+    """A written export. form: "folder", "onnx" or "program"; size: its bytes, of all its files;
+    difference: that from the model in fp32, as the check found it."""
 
     path: Path
     form: str
@@ -29,7 +30,7 @@ class Exported:
     difference: Difference
 
     def to_dict(self) -> Description:
-        """Return it as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self) | {"path": str(self.path)}
 
 
@@ -47,7 +48,8 @@ def describe(loaded: LoadedModel, heads: Heads, precision: Precision) -> Descrip
 
 
 class Writer(NamedTuple):
-    """A form of files: its name, what writes one with its description, and what loads it again."""
+    """A form of files: its name, a function that writes one with its description, and one that
+    loads it again."""
 
     form: str
     save: Callable[[BinaryIO, Description], None]
@@ -59,8 +61,8 @@ def write_checked(
 ) -> Exported:
     """Write a file of one recorded network, and name it `path` if it computes what the model does.
 
-    Raises ValueError: the file cannot be written, or it differs; then an older file stays as it
-    was.
+    Raises ValueError if the file cannot be written, or computes something else; then an older file
+    does not change.
     """
     check_file(path)
     try:

@@ -1,7 +1,7 @@
 """Tokens, attention and answers of any checkpoint, over some images of a data set.
 
-docs/analyse.md says what each number means. Images are read as the evaluation reads them, by this
-process alone.
+docs/analyse.md describes each number. Images are read as the evaluation reads them, by this process
+alone.
 """
 
 import dataclasses
@@ -29,7 +29,8 @@ from fastdeit.models.teachers.ensemble import LiveTeacher
 from fastdeit.training.evaluation import Heads, student_heads
 
 IMAGES = 128
-"""As in figure 7 of Dosovitskiy et al. 2021 (2010.11929)."""
+"""The number of images unless another is chosen, as in figure 7 of Dosovitskiy et al. 2021
+(2010.11929)."""
 _BATCH = 16
 
 
@@ -40,12 +41,13 @@ class Analysis:
     loaded: LoadedModel
     index: Index
     images: int
-    """So many images show tokens and attention."""
+    """The number of images whose tokens and attention were measured."""
     found: TokenAnalysis
     disagreement: Disagreement | None
-    """Of its heads, the teacher and other models; None: the classes do not match."""
+    """The disagreement of its heads, the teacher and other models; None: the classes do not
+    match."""
     source: str
-    """Whose answers the disagreement compares, in words; or why there is none."""
+    """The answers that the disagreement compares, in words; or the reason why there is none."""
 
     def describe(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -78,13 +80,13 @@ def analyse_checkpoint(
     teacher_path: str = "",
     class_map: str = "",
 ) -> dict[str, Any]:
-    """Load a checkpoint, look at its tokens, attention and answers on some images, and return
+    """Load a checkpoint, measure its tokens, attention and answers on some images, and return
     `Analysis.describe()`.
 
-    source, ema, model: as in `load_model`. split: as in `evaluate_checkpoint`. images: so many,
-    spread evenly over the split; 0: all. other: a second checkpoint, whose answers are compared
-    too; teacher_model, teacher_path: as in training. class_map: as in `LabelOptions`. Raises
-    ValueError with one line for what cannot be used.
+    source, ema, model: as in `load_model`. split: as in `evaluate_checkpoint`. images: their
+    number, spread evenly over the split; 0: all. other: a second checkpoint, whose answers are
+    compared too; teacher_model, teacher_path: as in training. class_map: as in `LabelOptions`.
+    Raises ValueError with one line for what cannot be used.
     """
     device = find_device(None)
     models = {"ema" if ema else "model": load_model(source, ema=ema, model=model, device=device)}
@@ -98,7 +100,8 @@ def analyse_checkpoint(
 
 
 def open_images(loaded: LoadedModel, root: Path, split: str, class_map: str) -> Index:
-    """Return the index of a split for a model; damaged images are excluded. Raises ValueError."""
+    """Return the index of a split for a model; damaged images are excluded. Raises ValueError for a
+    split that cannot be used."""
     count = int(getattr(loaded.model, "num_classes", 0))
     names = list_names(loaded.classes, count, class_map=class_map) if count else ()
     return build_eval_index(root, split, names, "skip")
@@ -113,11 +116,12 @@ def analyse_model(
     class_map: str = "",
     recorded: tuple[Disagreement, str] | None = None,
 ) -> Analysis:
-    """Look at tokens and attention of the first of the models, and at the answers of all.
+    """Measure tokens and attention of the first of the models, and compare the answers of all.
+    Raises ValueError for a negative number of images.
 
-    models: by the name that the answers get: model, ema, other. images: so many of the index; 0:
-    all. teacher: for the images of the first model. recorded: a disagreement that is known, and
-    where from.
+    models: by the name that the answers get: model, ema, other. images: their number, spread evenly
+    over the index; 0: all. teacher: one for the images of the first model. recorded: a disagreement
+    that is known, and its source in words.
     """
     require(images >= 0, "images", images, "0 or more")
     rows = choose_rows(len(index), images or len(index))
@@ -128,7 +132,7 @@ def analyse_model(
 
 
 def trace_rows(loaded: LoadedModel, index: Index, rows: Sequence[int]) -> TokenAnalysis:
-    """Return what tokens and attention of a model do on images of an index."""
+    """Return the analysis of a model's tokens and attention on images of an index."""
     traces = []
     for batch in _divide(rows, "tokens"):
         trace = trace_images(loaded.model, _read(loaded, index, batch))

@@ -1,8 +1,8 @@
 """The output of a model that stands for each class of a data set.
 
-By the names of the classes, if the weights name theirs; a model of 1,000 outputs without names is
-taken for one of ImageNet-1k, and so for the other numbers that timm knows. Nothing is guessed
-beyond that: what does not match is an error that says what to give.
+Classes are matched by name if the weights name theirs; a model of 1,000 outputs without names is
+taken for one of ImageNet-1k, and likewise for the other numbers that timm knows. Nothing is guessed
+beyond that: for classes that do not match, an error names what to give.
 """
 
 import re
@@ -30,13 +30,13 @@ class ClassMap:
     """The outputs of a model that are scored, and the classes of a data set among them."""
 
     names: tuple[str, ...]
-    """Of the scored outputs."""
+    """The names of the scored outputs."""
     outputs: tuple[int, ...] | None
     """The scored outputs of the model; None: all."""
     labels: tuple[int, ...]
-    """For each class of the data set: its place among the scored outputs."""
+    """The place of each class of the data set among the scored outputs."""
     description: str
-    """How the classes were matched, in words."""
+    """The way in which the classes were matched, in words."""
 
 
 def match_classes(
@@ -49,13 +49,13 @@ def match_classes(
 ) -> ClassMap:
     """Match the classes of a data set with the outputs of a model.
 
-    model: the names that its weights have, or None; count: of its outputs. class_map: "" (by name),
-    "position", "number" (a class called 7 is output 7), "imagenet" (the codes of ImageNet-1k), or a
-    file: .txt as timm's, a line for each output, or .json, an object from class to output.
-    valid_labels: the outputs that are scored: "all", "data" (those of the data set's classes),
-    "auto" (data for the classes of ImageNet-A and -R, else all), or a file as timm's, a number a
-    line; a position or a file of classes then counts these. Raises ValueError for classes that do
-    not match.
+    model: the names that its weights have, or None; count: the number of its outputs. class_map: ""
+    (by name), "position", "number" (a class called 7 is output 7), "imagenet" (the codes of
+    ImageNet-1k), or a file: .txt as timm's, a line for each output, or .json, an object from class
+    to output. valid_labels: the outputs that are scored: "all", "data" (those of the data set's
+    classes), "auto" (data for the classes of ImageNet-A and -R, else all), or a file as timm's,
+    with a number in each line; a position or a file of classes then counts only these outputs.
+    Raises ValueError for classes that do not match.
     """
     valid = _read_valid_labels(valid_labels, count)
     outputs, how = _find_outputs(data, model, valid or range(count), count, class_map)
@@ -97,8 +97,8 @@ def _find_outputs(
     count: int,
     class_map: str,
 ) -> tuple[list[int], str]:
-    """Return the output of each class of the data set, and how it was found; space: the outputs
-    that a position or a file counts."""
+    """Return the output of each class of the data set, and how it was found, in words; space: the
+    outputs that a position or a file counts."""
     if class_map == "":
         return _find_by_name(data, model, count)
     if class_map == "number":

@@ -1,4 +1,4 @@
-"""Names of a model's classes, for people: ImageNet's codes with what they mean."""
+"""Readable names of a model's classes: ImageNet's codes with what they mean."""
 
 import re
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def known_classes(model: Sequence[str] | None, count: int) -> tuple[str, ...] | 
 def name_classes(classes: Sequence[str] | None, count: int) -> list[ClassName]:
     """Return the names of `count` classes, in the order of the outputs.
 
-    classes: those that the weights name; without, as `known_classes`, else the numbers.
-    Raises ValueError for another number of them.
+    classes: those that the weights name; None: those of `known_classes`, else the numbers. Raises
+    ValueError for another number of them.
     """
     classes = known_classes(classes, count) or tuple(map(str, range(count)))
     if len(classes) != count:

@@ -1,7 +1,7 @@
 """Any checkpoint scored on any data set: accuracies of each head, classes, calibration, confusions.
 
-docs/evaluate.md says what each number means. Pixels, answers and counts are those of timm's
-validate.py and of the evaluation inside a run, which shares the code.
+docs/evaluate.md describes each number. Pixels, answers and counts are those of timm's validate.py
+and of the evaluation inside a run, which shares the code.
 """
 
 import contextlib
@@ -80,14 +80,15 @@ class TeacherOptions(Section):
     """A teacher to compare with."""
 
     teacher_model: str = ""
-    """As in training; also its accuracy and its agreement with each head are reported."""
+    """The teacher, as in training; its accuracy and its agreement with each head are reported
+    too."""
     teacher_path: str = ""
-    """Its weights."""
+    """The weights of the teacher, as in training."""
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """The options of an evaluation, beside a model and a data set."""
+    """The options of an evaluation, apart from a model and a data set."""
 
     labels: LabelOptions = field(default_factory=LabelOptions)
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -143,7 +144,7 @@ def evaluate_checkpoint(
 
 
 def _take(kind: type[Any], options: dict[str, Any]) -> Any:
-    """Return a section made of its fields among the options, which are removed from there."""
+    """Return a section made of its fields among the options, which are removed from them."""
     names = [part.name for part in dataclasses.fields(kind) if part.name in options]
     section = kind(**{name: options.pop(name) for name in names})
     section.check()
@@ -151,7 +152,8 @@ def _take(kind: type[Any], options: dict[str, Any]) -> Any:
 
 
 def find_dtype(precision: str, world: World) -> torch.dtype:
-    """Return the dtype of a precision, of which `auto` is bf16 on a GPU, fp32 on a CPU."""
+    """Return the dtype of a precision; `auto` is bf16 on a GPU and fp32 on a CPU. Raises ValueError
+    for another name."""
     require(precision in ("auto", "bf16", "fp32"), "precision", precision, "auto, bf16 or fp32")
     is_half = precision == "bf16" or (precision == "auto" and world.device.type == "cuda")
     return torch.bfloat16 if is_half else torch.float32
@@ -166,10 +168,9 @@ def evaluate_model(
     world: World,
     ema: bool = False,
 ) -> Evaluation:
-    """Score a model on a split of a data set; a collective. ema: the results are those of `ema`.
-
-    Raises ValueError before any image is read for what does not match, DataError for images.
-    """
+    """Score a model on a split of a data set; a collective. ema: whether the results get the name
+    `ema`. Raises ValueError, before any image is read, for what does not match, and DataError as
+    the loader does."""
     heads = {"ema" if ema else "model": student_heads(loaded.model)}
     teacher = load_teacher_of(options.teacher, loaded, world.device)
     if teacher is not None:
@@ -267,7 +268,7 @@ def _build_loader(
 
 
 def select_outputs(heads: Heads, classes: ClassMap) -> Heads:
-    """Return a function that returns the scored outputs alone."""
+    """Return a function like `heads` that returns only the scored outputs."""
     if classes.outputs is None:
         return heads
     outputs = list(classes.outputs)

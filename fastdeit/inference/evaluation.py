@@ -10,7 +10,7 @@ from fastdeit.inference.load import LoadedModel
 from fastdeit.inference.scores import Predictions, list_confusions, score_classes
 
 CONFUSIONS = 20
-"""Most pairs of classes that a report lists."""
+"""The largest number of pairs of classes that a report lists."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,11 @@ class Evaluation:
     classes: ClassMap
     predictions: Predictions
     results: Mapping[str, float]
-    """By MODEL/HEAD/MEASURE; MODEL is `model`, `ema` or `teacher`."""
+    """The scores by MODEL/HEAD/MEASURE; MODEL is `model`, `ema` or `teacher`."""
     damaged: tuple[str, ...]
     """Images that could not be read, each with its fault."""
     seconds: float
+    """The seconds that reading and scoring took."""
 
     @property
     def model(self) -> str:

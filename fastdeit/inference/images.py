@@ -40,9 +40,9 @@ class InputImage(NamedTuple):
 
     path: str
     pixels: torch.Tensor | None = None
-    """fp32 (3, S, S), normalised; None if it cannot be read."""
+    """The pixels, fp32 (3, S, S), normalised; None if the image cannot be read."""
     fault: str = ""
-    """Why it cannot be read."""
+    """The reason why it cannot be read."""
     orientation: int = 1
     """EXIF orientation; 1: as stored."""
 
@@ -89,7 +89,7 @@ def _list_matches(pattern: str) -> Iterator[str]:
 
 
 def read_image(path: str, view: EvalView, exif_rotate: bool = False) -> InputImage:
-    """Read an image file as a model sees it; what cannot be read is a fault.
+    """Read an image file as a model sees it; an image that cannot be read has a fault.
 
     exif_rotate: turn or mirror it as its EXIF orientation says.
     """

@@ -27,9 +27,10 @@ from fastdeit.storage.json_values import parse_json
 from fastdeit.storage.tensor_files import hash_tensors
 
 _VIEW_FIELDS = ("mean", "std", "input_size", "crop_pct", "interpolation", "crop_mode")
-"""Of the metadata in our files."""
+"""The fields of a view in the metadata of our files."""
 
 Transform = Callable[[Image.Image], torch.Tensor]
+"""A function from a PIL image in RGB to a model's input, fp32 (3, S, S), normalised."""
 
 
 @functools.lru_cache
@@ -54,9 +55,9 @@ class LoadedModel:
     """A model in evaluation mode on its device, and what belongs to it.
 
     model: our `Student` for the weights of a DeiT, else timm's model. name: timm's, of the
-    architecture. classes: names in the order of the outputs; None if nothing has them. source: what
-    was asked for. weights: `hash_tensors` of the file's state dict. metadata: of the safetensors
-    file.
+    architecture. classes: names in the order of the outputs; None if nothing names them. source:
+    the name by which it was loaded. weights: `hash_tensors` of the file's state dict. metadata: of
+    the safetensors file.
     """
 
     model: nn.Module
@@ -69,7 +70,7 @@ class LoadedModel:
 
     @property
     def transform(self) -> Transform:
-        """Return what makes the model's input of a PIL image in RGB: fp32 (3, S, S)."""
+        """Return the function from a PIL image in RGB to the model's input, fp32 (3, S, S)."""
         return build_transform(self.view)
 
 
@@ -160,11 +161,11 @@ def _infer_side(name: str, known_side: int, state: StateDict) -> int:
 
 
 def _find_named_view(file: WeightFile) -> dict[str, Any]:
-    """Return what config.json says of the preprocessing, or the metadata of our own files; {} if
+    """Return the preprocessing that config.json names, or the metadata of our own files; {} if
     neither does."""
     described = file.config.get("pretrained_cfg")
     if isinstance(described, Mapping):
-        # a model that was built for another size takes that alone
+        # a model that was built for another size takes only that size
         side = file.arguments.get("img_size")
         sides = side if isinstance(side, list) else [side, side]
         return {**described, **({"input_size": [3, *sides]} if side else {})}

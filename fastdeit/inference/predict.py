@@ -22,10 +22,10 @@ class Prediction:
 
     image: InputImage
     probabilities: dict[str, torch.Tensor] = field(default_factory=dict)
-    """fp32 (K,) by head: `cls`, `dist`, and `both`, of the mean of their logits; only `both` of a
-    model with one head."""
+    """The probabilities of the classes, fp32 (K,) by head: `cls`, `dist`, and `both`, of the mean
+    of their logits; only `both` of a model with one head."""
     maps: AttentionMaps | None = None
-    """If they were asked for."""
+    """The attention maps, if they were asked for."""
 
 
 class Ranked(NamedTuple):
@@ -33,7 +33,7 @@ class Ranked(NamedTuple):
 
     label: int
     probabilities: dict[str, float]
-    """By head."""
+    """Its probability by head."""
 
 
 def predict_images(
@@ -88,8 +88,8 @@ def _pick(
 
 
 def rank_classes(prediction: Prediction, count: int) -> list[Ranked]:
-    """Return the `count` classes (or all) that both heads together hold most probable, the best
-    first; none of an image that could not be read."""
+    """Return the `count` most probable classes (or all) by the mean of both heads' logits, the best
+    first; none for an image that could not be read."""
     both = prediction.probabilities.get("both", torch.empty(0))
     ranked = []
     for label in both.topk(min(count, len(both))).indices.tolist():

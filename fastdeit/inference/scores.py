@@ -18,19 +18,19 @@ from fastdeit.data.loaders.evaluation import PADDING, EvalBatch
 from fastdeit.training.evaluation import Outputs
 
 BINS = 15
-"""Of the calibration error. Source: Guo et al. 2017 (1706.04599), section 5."""
+"""The number of bins of the calibration error. Source: Guo et al. 2017 (1706.04599), section 5."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of one head, an image a row."""
+    """The answers of one head, one row for each image."""
 
     best: np.ndarray
-    """int32 (N, 5 or fewer): the most probable classes, the first one first."""
+    """The most probable classes, the first one first, int32 (N, 5 or fewer)."""
     confidence: np.ndarray
-    """float32 (N,): the probability of the first."""
+    """The probability of the first class, float32 (N,)."""
     loss: np.ndarray
-    """float32 (N,): -log of the probability of the true class."""
+    """-log of the probability of the true class, float32 (N,)."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Predictions:
     """The answers of every head for all images that were scored, in the order of the index."""
 
     rows: np.ndarray
-    """int64 (N,): rows of the index."""
+    """The rows of the index, int64 (N,)."""
     labels: np.ndarray
-    """int64 (N,)."""
+    """The true classes, int64 (N,)."""
     answers: Mapping[str, Answers]
-    """By MODEL/HEAD."""
+    """The answers by MODEL/HEAD."""
 
 
 class Recorder:
-    """Collects the predictions of this process; `gather` joins those of all."""
+    """A recorder of the predictions of this process; `gather` joins those of all processes."""
 
     def __init__(self) -> None:
         self._parts: list[dict[str, np.ndarray]] = []
@@ -142,7 +142,7 @@ def score_real(
 
 
 class Confusion(NamedTuple):
-    """Images of one class that were given another one."""
+    """The number of images of class `label` for which `predicted` was the answer."""
 
     label: int
     predicted: int
@@ -150,7 +150,8 @@ class Confusion(NamedTuple):
 
 
 def list_confusions(labels: np.ndarray, predicted: np.ndarray, most: int) -> list[Confusion]:
-    """Return the most frequent confusions, the worst first; ties in the order of the classes."""
+    """Return at most `most` confusions, the most frequent first; ties in the order of the classes.
+    labels, predicted: int (N,)."""
     wrong = labels != predicted
     pairs = zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True)
     counts = sorted(Counter(pairs).items(), key=lambda item: (-item[1], item[0]))

@@ -1,1 +1,2 @@
-"""The names of `import fastdeit`: the parts of the trainer, as functions that raise, never exit."""
+"""The names of `import fastdeit`: the parts of the trainer, as functions that raise errors and
+never exit."""

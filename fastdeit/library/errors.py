@@ -2,7 +2,7 @@
 
 The rooms below name flags ("--batch-size must be ..."), as the command line needs it. At the border
 of the library each flag of `fastdeit train` in the text of an error becomes the argument of that
-name; the type of the error, its attributes and its traceback stay.
+name; the type of the error, its attributes and its traceback do not change.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*\b")
-# a command that a message advises stays as it is, up to the end of the clause
+# a command that a message advises does not change, up to the end of the clause
 _COMMAND = re.compile(r"(\b(?:fastdeit [a-z]+|deepspeed fastdeit/train\.py) [^;()]*)")
 
 

@@ -22,6 +22,7 @@ from fastdeit.models.hub import EvalView
 DEFAULT_VIEW = EvalView(
     DataConfig.input_size, DataConfig.mean, DataConfig.std, DataConfig.eval_crop_ratio
 )
+"""The view of evaluation images with the default settings."""
 
 
 class EvalImages:

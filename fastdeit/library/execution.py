@@ -28,8 +28,8 @@ def open_run(
     supervisor: Supervisor,
     callbacks: Sequence[Callback] = (),
 ) -> tuple[Run, list[str]]:
-    """Return a run at its next step, with notes for the user. Raises ValueError, StopAgreed. A
-    collective."""
+    """Return a run at its next step, with notes for the user. Raises ValueError for what cannot be
+    used, and StopAgreed. A collective."""
     run, notes = build_run(config, recipe, world, folder, supervisor, callbacks)
     return run, notes + resume(run)
 
@@ -102,7 +102,7 @@ def _end_together(run: Run) -> None:
 
 
 def _close(run: Run, end: RunEnd) -> None:
-    """Close everything, whatever has happened; a failed run says how to resume it."""
+    """Close everything, whatever has happened; for a failed run, print how to resume it."""
     run.console.stop()
     if end.outcome == "failed":
         _offer_resume(run)

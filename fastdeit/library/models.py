@@ -134,8 +134,9 @@ def load(
     attributes.
 
     source: a run folder, a checkpoint, a file of ours, of timm or of deit, `local-dir:FOLDER`,
-    `hf-hub:OWNER/NAME`, `https://...`, or a timm model. ema: the EMA of the weights.
-    model: the architecture, by timm's name, where the file does not have it. Raises ValueError.
+    `hf-hub:OWNER/NAME`, `https://...`, or a timm model. ema: the EMA of the weights. model: the
+    architecture, by timm's name, where the file does not have it. Raises ValueError for weights
+    that cannot be read or do not fit.
     """
     return load_model(source, ema=ema, model=model, device=device, dtype=dtype)
 

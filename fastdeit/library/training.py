@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _COLLECTIVE_MARGIN_S = 60  # the watchdog acts before the collectives' own time-out
 _MAX_BYTES = 1 << 22
-"""Of summary.json."""
+"""The largest size of summary.json, in bytes."""
 
 
 class Guards(NamedTuple):
@@ -129,10 +129,10 @@ def estimate_memory(
     """Return the memory that a run needs on each GPU, without a GPU: `plan.total` in bytes,
     `plan.parts` by part, `plan.describe()` as the heading of a run has it.
 
-    The training step is made once on tensors without values. world_size: processes, one a GPU.
-    teacher: of `create_teacher`, if it runs live. device: the kind of device, "cuda" or "cpu".
-    CUDA's context (about 0.5 GB), NCCL and DALI are not in it. Raises ValueError naming the
-    argument.
+    The training step is made once on tensors without values. world_size: the number of processes,
+    one for each GPU. teacher: of `create_teacher`, if it runs live. device: the kind of device,
+    "cuda" or "cpu". CUDA's context (about 0.5 GB), NCCL and DALI are not in it. Raises ValueError
+    naming the argument.
     """
     require_value(world_size >= 1, "world_size", world_size, "1 or more")
     require_value(num_classes >= 1, "num_classes", num_classes, "1 or more")
@@ -212,7 +212,7 @@ def _same_threads() -> Iterator[None]:
 
 
 def join_ranks(config: Config) -> World:
-    """Join the ranks of a run. Raises ValueError."""
+    """Join the ranks of a run. Raises ValueError as `init_distributed`."""
     return init_distributed(max(config.limits.sections().values()) + _COLLECTIVE_MARGIN_S)
 
 
@@ -225,8 +225,9 @@ def prepare_run(
 ) -> "tuple[Run, list[str]] | None":
     """Return a run at its next step, with notes for the user; None if it was finished before.
 
-    callbacks: beside those of --callback. Nothing but the lock is written yet, the data set of a
-    URL, and the working copy of a run at a URL. Raises ValueError, StopAgreed. A collective.
+    callbacks: added to those of --callback. So far only the lock is written; for a URL also the
+    fetched data set, or the working copy of the run. Raises ValueError for what cannot be used, and
+    StopAgreed. A collective.
     """
     supervisor, lock, mirror = guards
     folder = mirror.folder

@@ -19,9 +19,11 @@ from fastdeit.mirror.store import RunStore
 from fastdeit.storage.json_values import load_json
 
 NAME = "lock"
+"""The name of the object."""
 LEASE_S = 60.0
-"""A holder that has not renewed its lease for so long is dead."""
+"""Seconds without a renewal after which a holder counts as dead."""
 RENEW_S = 10.0
+"""Seconds between two renewals."""
 _POLL_S = 2.0
 _RELEASE_S = 10.0
 
@@ -90,8 +92,8 @@ class Lease:
             return self._is_own(self._store.read(NAME))
 
     def release(self) -> None:
-        """Remove the lease, if it is held; a store that does not answer keeps it, and the next run
-        waits."""
+        """Remove the lease, if it is held; if the store does not answer, it remains, and the next
+        run waits."""
         self._ended.set()
         if not self._thread.is_alive():
             return

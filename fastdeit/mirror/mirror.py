@@ -18,19 +18,20 @@ if TYPE_CHECKING:
     from fastdeit.mirror.upload import Uploader
 
 INTERVAL_S = 60.0
-"""Between two uploads of logs; a checkpoint is uploaded at once."""
+"""Seconds between two uploads of logs; a checkpoint is uploaded at once."""
 SHARE = 20
-"""An upload of logs starts at the earliest so many times its own time after the one before."""
+"""The shortest time from the start of an upload to that of the next one, in multiples of the time
+that the first one took."""
 RETRY_S = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
+"""Seconds from the start of a failed upload to the next attempt, after one failure, two, and so
+on."""
 _POLL_S = 1.0
 _log = logging.getLogger(__name__)
 
 
 class RunMirror:
-    """The mirror of the run that --output-dir names; of a local folder it does nothing.
-
-    To be opened by one rank alone; on the others, `finish` and `close` do nothing.
-    """
+    """The mirror of the run that --output-dir names; for a local folder it does nothing. Only one
+    rank opens it; on the others, `finish` and `close` do nothing."""
 
     def __init__(self, output_dir: str) -> None:
         self.folder = RunFolder.of(output_dir)
@@ -41,8 +42,8 @@ class RunMirror:
     def open(self, say: Callable[[str], None], proceed: Callable[[], bool]) -> None:
         """Take the lease of the URL, restore the working copy, and start to upload.
 
-        say: called with lines for the user. proceed: asked often; once it returns False,
-        nothing is opened, or uploaded. Raises ValueError, OSError.
+        say: called with lines for the user. proceed: asked often; once it returns False, nothing is
+        opened or uploaded. Raises ValueError for a URL that cannot be used, and OSError.
         """
         # fsspec and its stores import slowly
         from fastdeit.mirror.lease import Lease
@@ -67,7 +68,7 @@ class RunMirror:
         return [f"the run is in {self.folder}, and uploaded to {self._url}"] if self._url else []
 
     def _stop_run(self) -> None:
-        """Stop this run, whose URL another one has taken over; its working copy stays."""
+        """Stop this run, whose URL another one has taken over; its working copy remains."""
         text = "%s is in use by another run; this one stops, and %s has what it saved"
         _log.warning(text, self._url, self.folder)
         with contextlib.suppress(OSError):
@@ -105,8 +106,8 @@ class RunMirror:
 
 
 def _list_files(store: "RunStore") -> dict[str, int]:
-    """Return the files of a store, of which the lease must be one: by a list that lacks what was
-    just written, a run would begin anew and replace what is there. Raises FetchError."""
+    """Return the files of a store. The lease must be one of them: with a list that lacks what was
+    just written, a run would begin again and replace the files at the URL. Raises FetchError."""
     from fastdeit.mirror.lease import NAME
 
     listed = store.retry(store.list_files)
@@ -125,7 +126,8 @@ def _name_faults() -> Iterator[None]:
 
 
 class _UploadThread(threading.Thread):
-    """Uploads until it is asked to finish. A fault is tried again after a pause, and said once."""
+    """A thread that uploads until it is asked to finish. A failed upload is repeated after a pause,
+    and its fault is reported once."""
 
     def __init__(self, uploader: "Uploader", lease: "Lease") -> None:
         super().__init__(daemon=True, name="fastdeit-mirror")
@@ -176,7 +178,7 @@ class _UploadThread(threading.Thread):
         while time.monotonic() < until:
             if self._ending.wait(_POLL_S):
                 if self._fault:
-                    time.sleep(_POLL_S)  # a store that refuses, at the end
+                    time.sleep(_POLL_S)  # the store refuses, and the run is at its end
                 return
             if not self._fault and self._uploader.has_new_checkpoint():
                 return

@@ -17,10 +17,10 @@ def restore(
     """Bring a working copy to what a store has, unless it is ahead of it.
 
     listed: the store's files; say: called with lines for the user. The starts of the run decide
-    (attempts.jsonl): if the store has more of them, or the same and a newer checkpoint, the store
-    is ahead. Raises ValueError if each has a start that the other lacks, or if no checkpoint of
-    the store is whole, OSError, and FetchStopped, after which the copy is behind the store, and is
-    restored again.
+    this (attempts.jsonl): the store is ahead if it has more of them, or the same ones and a newer
+    checkpoint. Raises ValueError if each has a start that the other lacks, or if no checkpoint of
+    the store is whole; OSError; and FetchStopped, after which the copy is behind the store, and the
+    next start restores it again.
     """
     if not any(is_mirrored(folder, name) for name in listed):
         return
@@ -120,8 +120,8 @@ def _find_damage(work: Path, address: str) -> str:
 
 
 def _restore_files(folder: RunFolder, store: RunStore, listed: Mapping[str, int]) -> None:
-    """Download the files outside of checkpoints, the list of starts last: until it is there, the
-    copy is behind, and is restored again; remove what the store lacks."""
+    """Download the files outside of checkpoints, the list of starts last: until that exists, the
+    copy is behind, and is restored again; remove files that the store lacks."""
     names = [name for name in listed if is_mirrored(folder, name)]
     for file in [each for each in folder.path.rglob("*") if each.is_file()]:
         name = file.relative_to(folder.path).as_posix()

@@ -26,7 +26,8 @@ Stamp = tuple[int, int, int]
 
 
 class Uploader:
-    """The uploads of the run in `folder` to a store, whose files `listed` names at the start."""
+    """The uploads of the run in `folder` to a store; listed: the names of the store's files at the
+    start."""
 
     def __init__(self, folder: RunFolder, store: RunStore, listed: Iterable[str]) -> None:
         self._folder = folder
@@ -47,7 +48,7 @@ class Uploader:
 
     def run(self) -> None:
         """Upload what has changed, and remove what the run has removed. Raises FetchError,
-        Transient, OSError; what was uploaded stays known."""
+        Transient, OSError; what was uploaded before is not uploaded again."""
         folder = self._folder
         # listed before the logs are read, which then have every step of these
         found = list_checkpoints(folder.checkpoints)
@@ -69,7 +70,7 @@ class Uploader:
             if stamp is None or self._stamps.get(name) == stamp:
                 continue
             same = self._find_same(stamp)
-            # a file that was just removed is none that is missing
+            # a file that was just removed is no fault
             with contextlib.suppress(FileNotFoundError):
                 if same:
                     self._store.copy(same, name)
@@ -87,8 +88,8 @@ class Uploader:
         return ""
 
     def _put_checkpoint(self, path: Path) -> None:
-        """Upload a checkpoint, unless the store has it; one that is removed meanwhile is not
-        missed."""
+        """Upload a checkpoint, unless the store has it; one that is removed meanwhile is no
+        fault."""
         try:
             manifest = (path / MANIFEST).read_bytes()
             digest = hashlib.sha256(manifest).hexdigest()

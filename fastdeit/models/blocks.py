@@ -1,4 +1,4 @@
-"""The parts of a student: patch projection, attention, MLP and LayerScale, with timm's names."""
+"""The layers of a student: patch projection, attention, MLP and LayerScale, with timm's names."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,14 @@ from fastdeit.kernels.mlp import mlp
 from fastdeit.kernels.norm import add_norm
 
 NORM_EPS = 1e-6
+"""The eps of every LayerNorm, as in timm."""
 
 
 class PatchEmbed(nn.Module):
-    """Project square patches, images (B, 3, H, W) → (B, N, D) in row order.
+    """Projection of square patches, images (B, 3, H, W) → (B, N, D) in row order.
 
     Patches (B, N, 3·P·P), each in the order (c, y, x) of the projection's weight, need no cutting:
-    then it is one matrix product.
+    then the projection is one matrix product.
     """
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
@@ -77,7 +78,7 @@ class LayerScale(nn.Module):
 
 class Block(nn.Module):
     """One pre-norm transformer block; the student applies the norms and the LayerScale, across
-    blocks. init_values: of LayerScale; None: there is none."""
+    blocks. init_values: those of LayerScale; None: there is none."""
 
     def __init__(
         self, dim: int, num_heads: int, hidden_dim: int, qkv_bias: bool, init_values: float | None

@@ -1,4 +1,5 @@
-"""Build the student, or a timm model, and the teacher from a `Config`; needs no DALI."""
+"""The student, or a timm model, and the teacher, built from a `Config`. Importing this module needs
+no DALI."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -38,7 +39,8 @@ _STUDENTS = (
 
 
 class Finetune(NamedTuple):
-    """The weights of --finetune; trained: the names of their classes, None if nothing has them."""
+    """The weights of --finetune; trained: the names of their classes, None if nothing names
+    them."""
 
     file: WeightFile
     trained: tuple[str, ...] | None
@@ -48,8 +50,8 @@ def build_model(config: Config, classes: Sequence[str]) -> tuple[nn.Module, list
     """Build the model to train, with fresh weights or those of --finetune; return it, and notes on
     what was changed to fit them and on what the model lacks.
 
-    classes: of the data set, in the order of the labels; heads that were trained for others stay as
-    initialised.
+    classes: of the data set, in the order of the labels; a head that was trained for other classes
+    has its initial weights. Raises ValueError for weights that do not fit.
     """
     finetune = _read_finetune(config.model.finetune) if config.model.finetune else None
     build = _build_student if config.model.model in SIZES else _build_timm_model
@@ -62,7 +64,7 @@ def build_model(config: Config, classes: Sequence[str]) -> tuple[nn.Module, list
 
 def follow_weights(config: Config) -> Config:
     """Return the settings with the model of --finetune, its name and sizes, where --model is empty;
-    sizes that are set stay. Without the file nothing changes: `check_config` names it.
+    sizes that are set do not change. Without the file nothing changes: `check_config` names it.
 
     Raises ValueError for a file that cannot be read, or does not name its architecture.
     """
@@ -159,7 +161,7 @@ def _create_timm_model(config: Config, num_classes: int) -> tuple[nn.Module, lis
 
 
 def _note_one_head(config: Config) -> list[str]:
-    """Return a note if both losses train one head."""
+    """Return a note if one head is trained by both losses."""
     if config.distill.distillation_type == "none":
         return []
     name = config.model.model
@@ -171,7 +173,7 @@ def _note_one_head(config: Config) -> list[str]:
 def _load_timm_weights(
     model: nn.Module, classes: Sequence[str], finetune: Finetune, state: StateDict
 ) -> list[str]:
-    """Load the weights of --finetune as they were made to fit the size of the images, `state`;
+    """Load `state`, the weights of --finetune after they were made to fit the size of the images;
     return notes on what was changed."""
     before = finetune.file.state
     notes = [
@@ -272,7 +274,7 @@ def hub_config(config: Config, classes: Sequence[str], model: nn.Module) -> dict
 
 
 def find_eval_view(config: Config) -> EvalView:
-    """Return what the model sees in the evaluations of a run."""
+    """Return the view of the images that the model gets in the evaluations of a run."""
     data = config.data
     size = data.eval_input_size or data.input_size
     return EvalView(size, data.mean, data.std, data.eval_crop_ratio)

@@ -9,7 +9,7 @@ from fastdeit.models.sizes import check_patches
 
 
 class TokenEmbedding(nn.Module):
-    """The part of a student before its blocks: images (B, 3, H, W) → tokens (B, N, D).
+    """The first layer of a student, before its blocks: images (B, 3, H, W) → tokens (B, N, D).
 
     Tokens are in the order class, distillation, registers, patches. no_embed_class: only the
     patches have a position embedding.
@@ -33,10 +33,10 @@ class TokenEmbedding(nn.Module):
         self.num_reg_tokens = reg_tokens
         self.grid_size = image_size // patch_size
         self.num_head_tokens = 2 if distilled else 1
-        """Tokens that a head reads: the first ones."""
+        """The number of tokens that a head reads, the first ones."""
         self.num_prefix_tokens = self.num_head_tokens + reg_tokens
         self.num_prefix_positions = 0 if no_embed_class else self.num_prefix_tokens
-        """Of the position embedding, before those of the patches."""
+        """The number of positions in the position embedding before those of the patches."""
         self._add_tokens()
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
 
@@ -67,7 +67,8 @@ class TokenEmbedding(nn.Module):
         return torch.cat([prefix, patches], dim=1) + positions
 
     def _positions(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the position embedding, in evaluation resized for images of another size."""
+        """Return the position embedding, which is resized in evaluation for images of another
+        size."""
         height, width = images.shape[-2:]
         if images.ndim == 3:
             patches = (self.grid_size**2, 3 * self.patch_size**2)
@@ -90,7 +91,7 @@ class TokenEmbedding(nn.Module):
 
     @torch.no_grad()
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Resize the position embedding as `Student.set_input_size` says."""
+        """Resize the position embedding; argument and errors as of `Student.set_input_size`."""
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         if height != width:
             raise ValueError(f"img_size must be that of a square (got {height} x {width})")

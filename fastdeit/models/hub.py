@@ -75,8 +75,8 @@ def describe_model(
 
 
 def name_in_timm(name: str) -> str:
-    """Return the name of an architecture: without the tag of published weights, and of the small
-    students at 384 px, which timm does not have, that at 224."""
+    """Return timm's name of an architecture, without the tag of published weights; for the small
+    students at 384 px, which timm does not have, the name at 224 px."""
     architecture = name.partition(".")[0]
     return architecture if timm.is_model(architecture) else architecture.replace("_384", "_224")
 
@@ -154,7 +154,7 @@ def read_class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]
     """Return the names of the classes that the weights in a file were trained for, in the order of
     their outputs; None if neither its metadata nor its config.json has them.
 
-    Raises ValueError for anything but a list of names; OSError.
+    Raises ValueError for anything but a list of names, and OSError.
     """
     place = find_config(path)
     if "classes" in metadata:

@@ -1,13 +1,14 @@
 """The student's initial weights, equal on every processor, device and version of torch.
 
 Each parameter has a stream of random words of its own, NumPy's Philox with the key (seed, parameter
-name), so no weight depends on the order in which layers are built. torch's generators do not serve:
-`trunc_normal_` draws other numbers in 2.15 than in 2.11, and a GPU's generator is another one.
+name), so no weight depends on the order in which layers are built. torch's generators cannot be
+used: `trunc_normal_` draws other numbers in 2.15 than in 2.11, and a GPU has another generator than
+a CPU.
 
 Words become normal values by the inverse distribution function, computed with + - * / and sqrt
-alone: IEEE 754 rounds these alike everywhere, whereas a library's logarithm or erfinv may differ in
-its last bit. Sources: Wichura, "Algorithm AS 241", Applied Statistics 37 (1988), PPND7; Salmon et
-al., SC 2011 (Philox).
+alone. By IEEE 754 these are rounded alike everywhere, but a library's logarithm or erfinv may
+differ in its last bit. Sources: Wichura, "Algorithm AS 241", Applied Statistics 37 (1988), PPND7;
+Salmon et al., SC 2011 (Philox).
 """
 
 import hashlib
@@ -19,7 +20,9 @@ import torch
 from torch import nn
 
 INIT_STD = 0.02
+"""The standard deviation of tokens, position embedding and weights of linear layers."""
 REGISTER_STD = 1e-6
+"""The standard deviation of registers."""
 
 _CHUNK = 1 << 15  # words at a time: the arrays stay in a processor's cache
 _LN2 = 0.6931471805599453
@@ -39,7 +42,7 @@ _CENTRE_HALF_WIDTH = 0.425
 _CENTRE_SQUARE = 0.180625
 
 Transform = Callable[[np.ndarray], np.ndarray]
-"""From words (N,), uint32, to values (N,), float64."""
+"""A function from words (N,), uint32, to values (N,), float64."""
 
 
 @torch.no_grad()
@@ -65,12 +68,12 @@ def initialise_student(student: nn.Module, seed: int) -> None:
 
 
 def draw_normal(seed: int, name: str, shape: torch.Size, std: float) -> torch.Tensor:
-    """Return fp32 values of N(0, std²), within ±6.3 std."""
+    """Return fp32 values of N(0, std²) with this shape, within ±6.3 std."""
     return _draw(seed, name, shape, lambda words: std * _normal(words))
 
 
 def draw_uniform(seed: int, name: str, shape: torch.Size, bound: float) -> torch.Tensor:
-    """Return fp32 values of the uniform distribution over [-bound, bound]."""
+    """Return fp32 values of the uniform distribution over [-bound, bound] with this shape."""
     return _draw(seed, name, shape, lambda words: 2 * bound * _centred(words))
 
 

@@ -1,5 +1,5 @@
-"""Networks built from what their weight files say of them: the student for the weights of a DeiT,
-else timm's model."""
+"""Networks built as their weight files describe them: the student for the weights of a DeiT, else
+timm's model."""
 
 import json
 import re
@@ -32,9 +32,10 @@ _RESERVED = {
 
 
 _COUNTS = re.compile("depth|layer|block")
-"""In the names of arguments that count parts, each of which has a tensor of its own."""
+"""A word in the names of arguments that count layers, each of which has a tensor of its own."""
 _SLACK = 4
-"""Times the weights of a file that the model may have which its config.json describes."""
+"""The largest size of a model that a config.json describes, in multiples of the weights in its
+file."""
 _CLASSIFIERS = ("head", "fc", "classifier", "head.fc")
 """Names of a classifier in files of other forms than timm's."""
 
@@ -53,12 +54,13 @@ class WeightFile:
 
     @property
     def architecture(self) -> str:
-        """Return the name that the file or its config.json has; "" if none."""
+        """Return the name of the architecture in the file or its config.json; "" if there is
+        none."""
         return self.metadata.get("model") or str(self.config.get("architecture") or "")
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of the architecture, by timm's names."""
+        """Return the arguments of the architecture in its config.json, by timm's names."""
         arguments = self.config.get("model_args")
         found = arguments if isinstance(arguments, dict) else {}
         return {name: value for name, value in found.items() if name not in _RESERVED}
@@ -67,7 +69,8 @@ class WeightFile:
 def read_weight_file(source: str | Path, *, ema: bool = False) -> WeightFile:
     """Read what a source names (`locate_weights`), without a network, and what describes it.
 
-    ema: the EMA beside the weights, in the same folder or file. Raises ValueError, OSError.
+    ema: the EMA beside the weights, in the same folder or file. Raises ValueError as `read_weights`
+    does, or if config.json is no object; and OSError.
     """
     path = locate_weights(source, ema=ema)
     state, metadata = read_weights(path, ema=ema)
@@ -143,8 +146,8 @@ def build_network(name: str, file: WeightFile, *, size: int) -> nn.Module:
     """Build a model with the weights of a file, on the CPU.
 
     name: timm's. size: side in pixels of the images, for a model of timm that is built for one
-    size; a student takes several, and keeps that of its position embedding. Raises ValueError if
-    the weights do not fit the name.
+    size; a student takes several, and has that of its position embedding. Raises ValueError if the
+    weights do not fit the name.
     """
     if name in SIZES and is_student(file.state):
         return _build_student(name, file)

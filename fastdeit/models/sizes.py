@@ -1,4 +1,4 @@
-"""Sizes of students, those of timm's names and those that a state dict has; names near to one."""
+"""Sizes of students, by timm's names or from a state dict; names that are near to a given one."""
 
 import difflib
 import math
@@ -9,13 +9,15 @@ import timm
 import torch
 
 StateDict = dict[str, torch.Tensor]
+"""Tensors by the name of a parameter or buffer."""
 
 INIT_VALUES = 1e-4
-"""Of LayerScale in DeiT III (deit's models_v2.py; timm's 1e-6 is that of models to be loaded)."""
+"""The initial value of LayerScale in DeiT III (deit's models_v2.py; timm's 1e-6 is for models whose
+weights are loaded)."""
 
 
 class Size(NamedTuple):
-    """Sizes and parts of a named student, keywords of `Student`."""
+    """Sizes and options of a named student, by the keywords of `Student`."""
 
     embed_dim: int
     depth: int
@@ -30,6 +32,7 @@ class Size(NamedTuple):
 
 
 WIDTHS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
+"""Width, depth and number of heads of DeiT's three sizes."""
 _DEIT3 = {
     "small_patch16_224": (384, 12, 6, 224),
     "small_patch16_384": (384, 12, 6, 384),
@@ -58,15 +61,16 @@ SIZES = {
     )
     for name, sizes in _DEIT3.items()
 }
+"""The students by name."""
 
 
 _PARTS = {"cls_token", "pos_embed", "patch_embed", "norm", "head"}
 _BLOCK_PARTS = {"norm1", "attn", "norm2", "mlp"}
-"""Of every student."""
+"""The names at the top, and in a block, of every student's state dict."""
 
 
 def is_student(state: StateDict) -> bool:
-    """Return True for the state dict of a DeiT, of which `Student` has every tensor."""
+    """Return True for the state dict of a DeiT, if `Student` has all of its tensors."""
     keys = [key.split(".") for key in state]
     of_block = {part for first, *rest in keys if first == "blocks" for part in rest[1:2]}
     at_top = {first for first, *_ in keys}
@@ -164,7 +168,8 @@ def suggest_names(name: str) -> str:
 def check_sizes(
     image_size: int, patch_size: int, embed_dim: int, num_heads: int, drop_path: float
 ) -> None:
-    """Raise ValueError for sizes of a student that do not divide, or a rate that is none."""
+    """Raise ValueError for sizes of a student that do not divide, or a DropPath rate out of
+    range."""
     check_patches(image_size, patch_size)
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim must be a multiple of {num_heads} heads (got {embed_dim})")

@@ -1,4 +1,5 @@
-"""Weights by name: the local file behind a path, an address, a Hub repository or a timm model.
+"""Weights by their source: the local file behind a path, an address, a Hub repository or a timm
+model.
 
 | source | is stored in |
 |---|---|
@@ -32,15 +33,19 @@ from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.urls import has_secret, hide_credentials
 
 HUB = "hf-hub:"
+"""The prefix of a repository of the Hub, as in timm."""
 LOCAL = "local-dir:"
+"""The prefix of a folder, as in timm."""
 ADDRESSES = ("https://", "http://")
+"""The prefixes of an address."""
 FORMS = "a file, a folder, hf-hub:OWNER/NAME, https://... or a timm model"
-"""Of a source, for messages."""
+"""The forms of a source, for messages."""
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 """Weights in a folder of timm or of the Hub, in timm's order."""
 _HUB_NAME = re.compile(HUB + r"([\w.-]+/[\w.-]+)(?:@((?!.*\.\.)[\w./-]+))?", re.ASCII)
-"""Of git, a revision has no `..`; and it becomes a path in the cache."""
+"""A repository of the Hub. Its revision has no `..`, which git refuses too, as it becomes a path in
+the cache."""
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
@@ -71,7 +76,8 @@ def fetch_weights(source: str | Path, *, ema: bool = False) -> Path:
 
 
 def find_weights(source: str | Path) -> Path:
-    """Return what `locate_weights` returns, downloaded if it is in no cache. Raises ValueError."""
+    """Return what `locate_weights` returns, downloaded if it is in no cache. Raises ValueError as
+    `fetch_weights` does."""
     place = locate_weights(source)
     return place if place.is_file() or find_remote(source) is None else fetch_weights(source)
 
@@ -85,8 +91,8 @@ def _find_file(source: str | Path, ema: bool) -> Path:
 
 
 def locate_weights(source: str | Path, *, ema: bool = False) -> Path:
-    """Return the local file that a source names, without a network: itself, that of a folder, or
-    the place in a cache; it need not exist.
+    """Return the local file that a source names, without a network: the source itself, a file in
+    its folder, or the place in a cache; it need not exist.
 
     ema: of a run folder or a checkpoint in it, the file of the EMA.
     """
@@ -104,8 +110,8 @@ def locate_weights(source: str | Path, *, ema: bool = False) -> Path:
 
 
 def find_run(source: str | Path) -> RunFolder | None:
-    """Return the run folder that a source is, or in which its file or checkpoint is; None if there
-    is none."""
+    """Return the run folder that a source is, or that has its file or checkpoint; None if there is
+    none."""
     path = Path(str(source).removeprefix(LOCAL))
     # not Path.exists, which raises OSError for an address of above 4096 bytes
     if not os.path.exists(path):
@@ -148,7 +154,8 @@ def _find_pretrained(name: str) -> Repository | str:
 
 
 def name_revision(source: str | Path) -> str:
-    """Return the permanent name of a source's located file: a repository with its revision."""
+    """Return the permanent name of a source: of a repository, with the revision of the file in the
+    cache."""
     remote = find_remote(source)
     found = _SNAPSHOT.search(str(locate_weights(source)))
     if isinstance(remote, Repository) and found:

@@ -3,8 +3,8 @@
 Parameter names and shapes are timm's (`deit_*`, `deit3_*`), so weights can be exchanged; attention,
 norms and residual sums use `fastdeit.kernels`. `add_norm` adds a branch to the residual stream and
 computes the next norm, also across blocks: so a block never normalises its own input. In a run the
-plan draws DropPath: which branch of which sample is kept (plan/plan.py). Methods are timm's, so a
-student can stand in for a timm model in another training loop.
+plan draws DropPath: which branch of which sample is kept (plan/plan.py). The methods are those of
+timm's models, so a student can stand in for a timm model in another training loop.
 
 DeiT III has a QKV bias, LayerScale, no position embedding on the class token, and one rate of
 DropPath for all blocks. Sources: Touvron et al. 2021 (2012.12877) and 2022 (2204.07118); names as
@@ -81,7 +81,8 @@ class Student(TokenEmbedding):
         initialise_student(self, seed)
 
     def _describe(self) -> dict[str, Any]:
-        """Return what timm has beside a model: input, preprocessing, names of its ends."""
+        """Return what timm stores with a model: input, preprocessing, names of its first and last
+        layers."""
         return {
             "num_classes": self.num_classes,
             "input_size": (3, self.image_size, self.image_size),
@@ -95,14 +96,14 @@ class Student(TokenEmbedding):
         }
 
     def no_weight_decay(self) -> set[str]:
-        """Return the parameters with several dimensions that have no weight decay."""
+        """Return the names of the parameters with several dimensions that have no weight decay."""
         return {"pos_embed", "cls_token", "dist_token", "reg_token"}
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Resize the position embedding in place, by timm's filter, for images of another size.
 
         img_size: the side in pixels, or height and width, which are equal. Raises ValueError unless
-        it is a multiple of the patch size.
+        the side is a multiple of the patch size.
         """
         super().set_input_size(img_size)
         self.pretrained_cfg["input_size"] = (3, self.image_size, self.image_size)
@@ -113,7 +114,8 @@ class Student(TokenEmbedding):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the heads by ones for other classes, with the initial weights of the seed; 0: by
-        none, so that the model gives the features (B, D). global_pool: "token" or None."""
+        none, so that the model returns the features (B, D). global_pool: "token" or None. Raises
+        ValueError for another one."""
         if global_pool not in (None, "token"):
             raise ValueError(f"global_pool must be token or None (got {global_pool!r})")
         names = ("head", "head_dist") if self.distilled else ("head",)
@@ -133,11 +135,13 @@ class Student(TokenEmbedding):
         return nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the blocks again in the backward pass, in place of storing what is in them."""
+        """Set whether the blocks are computed again in the backward pass, in place of storing their
+        activations."""
         self.grad_checkpointing = enable
 
     def set_distilled_training(self, enable: bool = True) -> None:
-        """Return both heads' logits in training; False: their mean, as in evaluation."""
+        """Set whether `forward` returns the logits of both heads in training; False: their mean, as
+        in evaluation."""
         self.distilled_training = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -154,10 +158,10 @@ class Student(TokenEmbedding):
         distillation logits).
 
         images: (B, 3, H, W) in the parameters' dtype, or their patches (B, N, 3·P·P) from
-        `mix_patches`. keep: the DropPath mask (B, depth, 2) bool: does a sample keep a block's
-        attention and MLP branch; a kept branch is scaled by 1 / (1 - rate). None: in training it is
-        drawn with torch's generator, in evaluation all is kept, unscaled. Raises ValueError for a
-        mask of another shape.
+        `mix_patches`. keep: the DropPath mask (B, depth, 2) bool: True where a sample keeps a
+        block's attention branch and MLP branch; a kept branch is scaled by 1 / (1 - rate). None: in
+        training the mask is drawn with torch's generator, in evaluation all branches are kept,
+        unscaled. Raises ValueError for a mask of another shape.
         """
         return self._join(self.forward_heads(images, keep))
 
@@ -187,7 +191,7 @@ class Student(TokenEmbedding):
 
     def forward_head(self, tokens: torch.Tensor, pre_logits: bool = False) -> Any:
         """Return what `forward` returns, from the tokens of `forward_features`; pre_logits: the
-        features (B, D) in place of logits, of both heads their mean."""
+        features (B, D) in place of logits; with two heads, the mean of both."""
         if not pre_logits:
             return self._join(self._apply_heads(tokens))
         return tokens[:, : self.num_head_tokens].mean(1)
@@ -204,9 +208,10 @@ class Student(TokenEmbedding):
         """Return all tokens after the last norm, (B, N, D), and a list of the patches after each
         block, before any norm, as timm does; intermediates_only: the list alone.
 
-        indices: so many blocks, the last ones, or their numbers; None: all. norm: the patches after
-        the last norm, too. output_fmt: "NCHW", (B, D, h, w), or "NLC", (B, h·w, D).
+        indices: how many of the last blocks, or the numbers of blocks; None: all. norm: the patches
+        after the last norm, too. output_fmt: "NCHW", (B, D, h, w), or "NLC", (B, h·w, D).
         return_prefix_tokens: the list has pairs, the patches and the special tokens (B, T, D).
+        Raises ValueError for another output_fmt.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be NCHW or NLC (got {output_fmt!r})")
@@ -291,8 +296,8 @@ def _normalise(x: torch.Tensor, layer: nn.LayerNorm) -> torch.Tensor:
 def build_student(name: str, *, num_classes: int, **overrides: object) -> Student:
     """Build a named student with the initial weights of a seed.
 
-    overrides: keywords of `Student` (seed, drop_path, ...), which replace the name's sizes. Raises
-    ValueError, listing the names, for an unknown name.
+    overrides: keywords of `Student` (seed, drop_path, ...), which replace the sizes of the name.
+    Raises ValueError, listing the names, for an unknown name.
     """
     if name not in SIZES:
         raise ValueError(f"the student must be one of {', '.join(SIZES)} (got {name!r})")

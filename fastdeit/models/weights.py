@@ -26,12 +26,14 @@ from fastdeit.storage.tensor_files import read_tensors
 _MAGIC = (b"PK", b"\x80")
 """First bytes of the two forms of torch.save: a zip archive, a pickle."""
 WRAPPERS = ("state_dict", "model")
+"""The keys of the state dict in training checkpoints of timm and deit."""
 EMA_WRAPPERS = ("state_dict_ema", "model_ema")
+"""The keys of the EMA's state dict in training checkpoints of timm and deit."""
 HEADS = ("head", "head_dist")
-"""Of the student."""
+"""The names of the student's heads."""
 _WRAPPED = re.compile(r"^((module|_orig_mod)\.)+|\b(_orig_mod|_checkpoint_wrapped_module)\.")
-"""What DDP, torch.compile and activation checkpointing add to the names of what they wrap: the
-network, or a block of it."""
+"""The prefixes that DDP, torch.compile and activation checkpointing add to the names of what they
+wrap: the network, or a block of it."""
 _NAMED = 3  # classes that a message names
 
 
@@ -40,7 +42,7 @@ def read_weights(path: str | Path, *, ema: bool = False) -> tuple[StateDict, dic
 
     path: a .safetensors or torch.save file, or another source (`locate_weights`). ema: the EMA in
     the same folder, or in the same training checkpoint of deit or timm. Raises ValueError if the
-    file is missing or damaged, or holds no state dict or pickled classes.
+    file is missing or damaged, has no state dict, or has pickled classes.
     """
     path = locate_weights(path, ema=ema)
     if not path.is_file():
@@ -74,7 +76,8 @@ def _read_pickle(path: Path) -> object:
 
 
 def _explain(path: Path, error: Exception) -> str:
-    """Return why torch's unpickler refuses a file; its own text advises to run what is in it."""
+    """Return the reason why torch's unpickler refuses a file; its own text advises to run the code
+    in it."""
     with path.open("rb") as file:
         if not file.read(2).startswith(_MAGIC):
             return "it is neither a safetensors file nor one of torch.save"
@@ -183,10 +186,10 @@ def fit_heads(
     classes: Sequence[str] | None = None,
 ) -> list[str]:
     """Replace each head in `state` that is for other classes by the model's own, and sort the rows
-    of one for the same classes in another order; return a note on each.
+    of a head with the same classes in another order; return a note on each.
 
     heads: names of modules; trained: names of the classes of the heads in `state`, None: only their
-    number counts; classes: those of the model.
+    number counts; classes: names of the model's classes.
     """
     notes = []
     for head in heads:
@@ -212,7 +215,8 @@ def _describe_other_classes(
     trained: Sequence[str] | None,
     classes: Sequence[str] | None,
 ) -> str:
-    """Return how the classes of a head in a file differ from those of the model; "" if not."""
+    """Return how the classes of a head in a file differ from those of the model; "" if they do
+    not."""
     if len(found) != len(own):
         return f"{len(found)} classes in the file, {len(own)} here"
     if trained is None:

@@ -8,10 +8,10 @@ from fastdeit.plan.philox import RandomStream, normal, quantised, uniform
 def draw_beta(
     stream: RandomStream, purpose: int, ordinals: np.ndarray, alpha: np.ndarray
 ) -> np.ndarray:
-    """Draw from Beta(alpha, alpha), float64 (G,), for each ordinal: G1 / (G1 + G2) of two
-    Gamma(alpha) draws, in logarithms.
+    """Draw from Beta(alpha, alpha) for each ordinal, float64 (G,), in multiples of 2^-24.
 
-    purpose: of the stream; alpha: float64 (G,).
+    A draw is x / (x + y) of two Gamma(alpha) draws x and y, whose logarithms are computed.
+    ordinals: int64 (G,); purpose: of the random stream; alpha: float64 (G,).
     """
     both = np.concatenate((2 * ordinals, 2 * ordinals + 1))
     first, second = _draw_log_gamma(stream, purpose, both, np.tile(alpha, 2)).reshape(2, -1)

@@ -7,9 +7,9 @@ from fastdeit.plan.plan import SampleParams
 
 
 def describe_sample(draws: SampleParams, row: int, names: Sequence[str]) -> list[str]:
-    """Return a line for each thing that is planned for a sample, in the order in which it happens.
+    """Return one line for each planned operation of a sample, in the order of the operations.
 
-    names: the class of each of the samples, of which row ^ 1 is the partner.
+    row: the sample, whose partner is row ^ 1; names: the class of each sample of `draws`.
     """
     lines = [describe_crop(draws, row)]
     if draws.flip[row]:
@@ -29,7 +29,7 @@ def describe_crop(draws: SampleParams, row: int) -> str:
 
 
 def describe_operation(op: int, argument: float) -> str:
-    """Return an operation by its number in `OPERATIONS` with its argument; -1: none."""
+    """Return the name of an operation with its argument; op: its number in `OPERATIONS`, or -1."""
     if op < 0:
         return "no operation"
     operation = OPERATIONS[op]

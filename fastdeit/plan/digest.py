@@ -3,7 +3,7 @@ same samples in the same steps.
 
 Each sample has a hash over all that is planned for it, its step and its ordinal. The digest of
 several samples is the sum of their hashes modulo 2^64. So it does not depend on ranks,
-micro-batches and order, and the digests of parts add up.
+micro-batches and order, and the digests of two groups of samples add up to that of all.
 
 The hash: sum of odd constants times the 32-bit words of the fields, modulo 2^64 (multilinear
 hashing, Lemire and Kaser, "Strongly universal string hashing is fast", The Computer Journal 57(11),
@@ -43,18 +43,17 @@ def sample_digests(
 
 
 def add_digests(*digests: np.ndarray | int) -> int:
-    """Return the digest of all samples together: the sum modulo 2^64 of hashes, or of digests of
-    parts."""
+    """Return the digest of all samples together: the sum of hashes or digests, modulo 2^64."""
     return sum(int(np.sum(digest, dtype=np.uint64)) for digest in digests) % 2**64
 
 
 def show_digest(digest: int) -> str:
-    """Return sixteen hexadecimal digits."""
+    """Return a digest as sixteen hexadecimal digits."""
     return f"{digest:016x}"
 
 
 def _words(fields: Sequence[np.ndarray]) -> np.ndarray:
-    """Return uint64 (n, B) holding 32-bit words: the bits of all fields, a column each sample."""
+    """Return uint64 (n, B) holding 32-bit words: the bits of all fields, one column a sample."""
     parts = [_bits(field) for field in fields]
     words = np.empty((sum(part.shape[1] for part in parts), len(parts[0])), np.uint64)
     first = 0

@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 
 Argument = Callable[[np.ndarray], np.ndarray]
-"""From a level in [-1, 1], RandAugment's magnitude / 10 with its sign, to the argument."""
+"""A function from levels in [-1, 1], RandAugment's magnitude / 10 with its sign, to arguments;
+float64 arrays of one shape."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,20 @@ class Operation:
     """The inputs of a new level: the old level; that and statistics of the whole image; or its
     neighbours and channels. Operations of the first two kinds are tables of 256 levels."""
     exact: str
-    """Function of data/augment/ops.py or warp.py, compiled by numba; its form depends on `kind`."""
+    """Function of data/augment/ops.py or warp.py, which numba compiles; `kind` decides its
+    signature."""
     native: str
     """Function of data/augment/native_ops.py, which adds DALI operators to a graph."""
     operand: str = "nothing"
-    """Function of data/augment/native_operands.py: from the argument to what `native` takes."""
+    """Function of data/augment/native_operands.py that makes the operand of `native` from the
+    argument."""
     argument: Argument | None = field(default=None, repr=False)
-    """Argument in RandAugment; None: the operation has none, or RandAugment does not draw it."""
+    """The function that computes RandAugment's argument; None: the operation has no argument, or
+    RandAugment does not draw it."""
     unit: str = ""
     """Format that shows the argument to a user."""
     signed: bool = False
-    """True: RandAugment negates the level of half of the samples."""
+    """Whether RandAugment negates the level, for half of the samples."""
     span: tuple[float, float] | None = None
     """Range of an argument that is drawn uniformly, outside RandAugment."""
 
@@ -120,15 +124,16 @@ JITTER_OPS = ("BrightnessIncreasing", "ContrastIncreasing", "ColorIncreasing")
 
 
 def mean_colour(mean: Sequence[float]) -> tuple[int, ...]:
-    """Return the colour beside a warped image, as timm has it: the mean, in levels of 255."""
+    """Return the colour that fills the area outside a warped image, as in timm: the mean of the
+    normalisation (each channel in 0 to 1) as levels, 0 to 255."""
     return tuple(min(255, round(255 * value)) for value in mean)
 
 
 def op_arguments(ops: np.ndarray, magnitude: np.ndarray, negate: np.ndarray) -> np.ndarray:
     """Return timm's argument of RandAugment's operations, float64; all arrays of one shape.
 
-    ops: numbers of operations; magnitude: 0 to 10; negate: bool, gives signed operations the
-    negative level. Source: timm's `_*_level_to_arg` functions of the increasing set.
+    ops: numbers of operations; magnitude: 0 to 10; negate: bool, whether a signed operation
+    gets the negative level. Source: timm's `_*_level_to_arg` functions of the increasing set.
     """
     level = magnitude / 10.0
     signed_level = np.where(negate, -level, level)

@@ -15,14 +15,15 @@ import numpy as np
 from fastdeit.plan import sampling
 from fastdeit.plan.philox import random_words
 
-_CHUNK = 2**14  # rows whose random bits are made at once: they stay in the processor's cache
+_CHUNK = 2**14  # rows whose random bits are computed at once: they fit in the processor's cache
 _KEPT = 2  # epochs: the present one, and the next
 
 
 class EpochOrders:
-    """The orders of the latest two epochs asked for; one may be made in a thread beforehand.
+    """The orders of the two epochs that were asked for last; a thread may compute one beforehand.
 
-    make: from an epoch to its order; what it raises, `get` raises. Several threads may ask.
+    make: a function from an epoch to its order; `get` raises what it raises. The methods may be
+    called from several threads.
     """
 
     def __init__(self, make: Callable[[int], np.ndarray]) -> None:
@@ -31,20 +32,20 @@ class EpochOrders:
         self._lock = threading.Lock()
 
     def get(self, epoch: int) -> np.ndarray:
-        """Return the order of an epoch; wait for the thread if it is being made."""
+        """Return the order of an epoch; wait until its thread has computed it."""
         return self._begin(epoch).result()
 
     def prepare(self, epoch: int) -> None:
-        """Start to make the order of an epoch in a thread, unless it is there or being made."""
+        """Start a thread that computes the order of an epoch, unless it has been started."""
         self._begin(epoch)
 
     def clear(self) -> None:
-        """Forget every order, also one that is being made."""
+        """Remove every order, also one that is being computed."""
         with self._lock:
             self._orders.clear()
 
     def _begin(self, epoch: int) -> Future[np.ndarray]:
-        """Return the order of an epoch, whose making begins now unless it has begun."""
+        """Return the future of an epoch's order, and start its thread unless that has happened."""
         with self._lock:
             if epoch not in self._orders:
                 while len(self._orders) >= _KEPT:
@@ -76,12 +77,12 @@ class ImageOrders:
         self._orders.clear()
 
     def prepare(self, epoch: int) -> None:
-        """Start to make the order of an epoch in a thread."""
+        """Start a thread that computes the order of an epoch, unless it has been started."""
         self._orders.prepare(epoch)
 
     def get(self, epoch: int) -> np.ndarray:
-        """Return uint32 (N,): the permutation of an epoch, each excluded image replaced by the next
-        good one of its side."""
+        """Return uint32 (N,): the permutation of an epoch, with the next good image of its side in
+        place of each excluded one. Raises ValueError if a side has no other image."""
         return self._orders.get(epoch)
 
     def _make(self, epoch: int) -> np.ndarray:
@@ -97,15 +98,15 @@ class ImageOrders:
 def permute_rows(seed: int, epoch: int, count: int) -> np.ndarray:
     """Return uint32 (count,): the rows 0 to count - 1 in random order."""
     row_bits = np.uint64((count - 1).bit_length())
-    packed = np.empty(count, np.uint64)
+    keys = np.empty(count, np.uint64)  # the leading random bits, then the row
     for first in range(0, count, _CHUNK):
         rows = np.arange(first, min(first + _CHUNK, count), dtype=np.uint64)
-        packed[first : first + _CHUNK] = _random_bits(seed, epoch, rows) >> row_bits << row_bits
-        packed[first : first + _CHUNK] |= rows
-    packed.sort()
-    order = (packed & ((np.uint64(1) << row_bits) - np.uint64(1))).astype(np.uint32)
-    packed >>= row_bits
-    _sort_ties(order, packed, seed, epoch)
+        keys[first : first + _CHUNK] = _random_bits(seed, epoch, rows) >> row_bits << row_bits
+        keys[first : first + _CHUNK] |= rows
+    keys.sort()
+    order = (keys & ((np.uint64(1) << row_bits) - np.uint64(1))).astype(np.uint32)
+    keys >>= row_bits
+    _sort_ties(order, keys, seed, epoch)
     return order
 
 

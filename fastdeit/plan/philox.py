@@ -6,9 +6,9 @@ over the counters. The key is (seed, epoch); the counter is (ordinal low, ordina
 purpose). Nothing is ever "consumed": any draw is computed without the others. The integers are
 exact on every machine; tests/plan/test_sampling.py has the published test vectors.
 
-Why not `numpy.random.Philox`: it makes one object a counter, at 14.5 us a block, where this takes
-0.13 us. NumPy's consecutive stream takes 0.026 us a block, but the ordinals of a rank are strided,
-and a stream is consumed in order.
+Why not `numpy.random.Philox`: it needs one object for each counter, 14.5 us a block; here a block
+takes 0.13 us. NumPy's consecutive stream takes 0.026 us a block, but the ordinals of a rank are
+strided, and a stream is consumed in order.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 RandomStream = Callable[[np.ndarray, Sequence[tuple[int, int]]], np.ndarray]
-"""From ordinals (B,) and (purpose, block) pairs to uint64 (pairs, 4, B) holding 32-bit words: an
-epoch's `stream_words`."""
+"""A function from ordinals, int64 (B,), and (purpose, block) pairs to uint64 (pairs, 4, B) holding
+32-bit words: `stream_words` of one seed and epoch."""
 
 
 def philox4x32(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
@@ -88,6 +88,6 @@ def normal(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def quantised(x: np.ndarray) -> np.ndarray:
-    """Round to multiples of 2^-24: logarithms differ in the last bit between machines, and the plan
-    must not."""
+    """Return x in multiples of 2^-24: the last bit of a logarithm differs between machines, and the
+    plan must not."""
     return np.round(x * 2.0**24) * 2.0**-24

@@ -37,7 +37,7 @@ from fastdeit.plan.spec import PlanSpec
 
 VERSION = 2
 """Raised whenever the same spec would give other draws; part of the fingerprint."""
-_LONG = 2**17  # images from which the order of an epoch takes longer than a thread costs
+_LONG = 2**17  # images; the order of fewer takes less time than the start of a thread
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ class SampleParams:
     image_index: np.ndarray
     """int64 (B,): row of the data set's index."""
     crop: np.ndarray
-    """int32 (B, 4): y, x, height, width of the window in the stored image."""
+    """int32 (B, 4): y, x, height, width in the stored image."""
     resize: np.ndarray
     """int32 (B, 4): height and width that the crop is resized to, then y and x of the window of
     input_size x input_size in that; it may start at -4 and reach 4 beyond, where the resized crop
     is continued by reflection (numpy's "reflect")."""
     flip: np.ndarray
-    """bool (B,): mirrored left to right."""
+    """bool (B,): whether the image is mirrored left to right."""
     ops: np.ndarray
-    """int32 (B, layers): place of the operation in `OPERATIONS`; -1 where the layer does
-    nothing."""
+    """int32 (B, layers): number of the operation, its place in `OPERATIONS`; -1 where the layer
+    does nothing."""
     op_args: np.ndarray
     """float64 (B, layers): timm's argument of the operation, signed (degrees, bits, threshold,
     factor, fraction, radius); 0 if none."""
@@ -68,8 +68,8 @@ class SampleParams:
     """float32 (B,): share of the sample itself after mixing, corrected to the true area of the box;
     equal within a pair."""
     box: np.ndarray
-    """int32 (B, 4): y0, x0, y1, x1 taken from the partner; empty (zeros): blended by `lam`; equal
-    within a pair."""
+    """int32 (B, 4): y0, x0, y1, x1 of the box that is taken from the partner; zeros where the two
+    images are blended by `lam` instead; equal within a pair."""
 
 
 class Plan:
@@ -89,6 +89,7 @@ class Plan:
 
     @property
     def num_images(self) -> int:
+        """Return the number of training images, excluded ones included."""
         return len(self.sizes)
 
     @property
@@ -97,7 +98,7 @@ class Plan:
         return self._orders.excluded
 
     def exclude(self, rows: Sequence[int] | np.ndarray) -> None:
-        """Stop drawing the images `rows` of the index.
+        """Exclude the images `rows` (int (n,)) of the index, beside those excluded before.
 
         Raises ValueError for a row that is not in the index, or when fewer than 2 images remain.
         `images` and `draw` raise it for an epoch in which one side has no image left.
@@ -114,8 +115,8 @@ class Plan:
         self._orders.exclude(excluded)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over everything that decides the draws of `draw`, except excluded
-        images; DropPath's rates are the student's, not part of it."""
+        """Return a SHA-256 over everything that decides the draws of `draw`, except the excluded
+        images. DropPath's rates belong to the student and are not in it."""
         facts = {
             "version": VERSION,
             "spec": dataclasses.asdict(self.spec),
@@ -126,8 +127,8 @@ class Plan:
         return digest.hexdigest()
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Return the whole global batches in an epoch of about N samples, copies included (deit:
-        samplers.py, RASampler)."""
+        """Return the number of whole global batches in an epoch of about N samples, copies included
+        (deit: samplers.py, RASampler). Raises ValueError unless batch_size is 1 to N."""
         allowed = f"1 to {self.num_images}, the number of training images"
         require_value(0 < batch_size <= self.num_images, "batch_size", batch_size, allowed)
         return self.num_images // batch_size
@@ -145,8 +146,8 @@ class Plan:
         by side.
 
         alternating: the rank takes every world_size-th pair, as in older runs, instead of
-        neighbouring ones. Raises ValueError unless batch_size is a multiple of 2 * world_size: a
-        pair never crosses ranks.
+        neighbouring ones. Raises ValueError unless batch_size is a multiple of 2 * world_size, as
+        both samples of a pair are on one rank.
         """
         share = 2 * world_size
         divides = batch_size > 0 and batch_size % share == 0
@@ -159,13 +160,13 @@ class Plan:
         return (2 * mine[:, None] + np.arange(2)).reshape(-1)
 
     def prepare(self, epoch: int) -> None:
-        """Start to make the epoch's order in a thread, so that its first `images` need not wait; a
-        short one is made when it is asked for."""
+        """Start a thread that computes the epoch's order, so that the first `images` of the epoch
+        need not wait; the order of a small data set is computed when it is asked for."""
         if self.num_images >= _LONG:
             self._orders.prepare(epoch)
 
     def images(self, epoch: int, ordinals: np.ndarray) -> np.ndarray:
-        """Return int64 (B,): the image at each ordinal."""
+        """Return int64 (B,): the image at each ordinal (int64 (B,)), a row of the index."""
         unit, side = np.divmod(ordinals, 2)
         pair, view = np.divmod(unit, self.spec.repeats)
         partner = (pair + side * view) % (self.num_images // 2)

@@ -1,8 +1,8 @@
 """The distributions of the plan: from random words to crops, operations, boxes and shares.
 
 Every function is a pure map from the words of an epoch's samples to what happens to them,
-vectorised over the samples. The words come from a `RandomStream`, a Philox stream that is fixed but
-for (ordinals, streams); a stream is a (purpose, block), and no two purposes share words.
+vectorised over the samples. The words come from a `RandomStream`: Philox with the seed and the
+epoch of the plan. A stream is a (purpose, block), and no two purposes share words.
 tests/plan/test_statistics.py compares every distribution with draws of timm's and torchvision's own
 classes.
 
@@ -30,7 +30,7 @@ from fastdeit.plan.operations import (
 )
 from fastdeit.plan.philox import RandomStream, normal, quantised, uniform
 
-# purposes of streams; none is ever used for two things
+# purposes of streams; each is used for one thing
 ORDER = 0
 CROP = 1
 FLIP = 2
@@ -57,9 +57,10 @@ _JITTER_ORDERS = np.array(list(itertools.permutations(range(3))))
 _PADDING = 4  # of the simple random crop, reflected
 
 Range = tuple[float, float]
+"""The lower and the upper bound of a value."""
 
 _Try = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""From uniforms (4, n) and limits (n, 2) to boxes (n, 4) and whether each fits (n,)."""
+"""A function from uniforms (4, n) and limits (n, 2) to boxes (n, 4) and whether each fits (n,)."""
 
 
 def within(u: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
@@ -99,8 +100,8 @@ def _first_fit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the first of ten tries that fits, int32 (B, 4), and bool (B,), whether one did.
 
-    first_words: (4, B), of the first try; retry_words: from m of the rows and t numbers of tries to
-    words (t, 4, m).
+    first_words: (4, B), of the first try; retry_words: a function from m of the rows and t numbers
+    of tries to words (t, 4, m); limit: (B, 2).
     """
     boxes, found = try_box(uniform(first_words), limit)
     todo = np.flatnonzero(~found)
@@ -144,8 +145,8 @@ def resized_crop(
 
 
 def _centre_crop(sizes: np.ndarray, ratio: Range) -> np.ndarray:
-    """Return the largest centred windows whose aspect lies within `ratio`, int32 (B, 4), for images
-    where ten tries failed."""
+    """Return the largest centred crops whose aspect lies within `ratio`, int32 (B, 4): those of
+    images for which ten tries failed."""
     height, width = sizes[:, 0], sizes[:, 1]
     h = np.where(width / height < ratio[0], np.rint(width / ratio[0]), height).astype(np.int32)
     w = np.where(width / height > ratio[1], np.rint(height * ratio[1]), width).astype(np.int32)
@@ -178,7 +179,11 @@ def rand_augment(
     prob: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw RandAugment's operations, int32, and their arguments, float64, both (B, layers); -1 and
-    0 where a layer does nothing."""
+    0 where a layer does nothing.
+
+    magnitude: the mean, 0 to `maximum`, with this standard deviation (infinite: a uniform draw up
+    to the magnitude); prob: the probability that a layer does something.
+    """
     words = stream(ordinals, [(AUGMENT, block) for block in range(2 * layers)])
     u = uniform(words).reshape(layers, 8, -1)
     ops = np.floor(u[:, 0] * len(RAND_AUGMENT_OPS)).astype(np.int32)
@@ -224,7 +229,8 @@ def erase(
 ) -> np.ndarray:
     """Draw RandomErasing's boxes, int32 (B, 4): y, x, height, width; zeros where nothing is erased.
 
-    words: (4, B), of ERASE's first block; size: of the images.
+    words: (4, B), of ERASE's first block; size: height and width of the images, in pixels; area: a
+    range of shares of the image; ratio: a range of height / width.
     """
     erased = np.zeros((len(ordinals), 4), np.int32)
     chosen = np.flatnonzero(uniform(words[0]) < prob)
@@ -259,7 +265,10 @@ def mix(
     switch_prob: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw Mixup or CutMix for each group: float32 lam (G,), the share of the sample itself, and
-    int32 box (G, 4) y0, x0, y1, x1, zeros for Mixup."""
+    int32 box (G, 4) y0, x0, y1, x1, zeros for Mixup.
+
+    groups: int64 (G,), numbers of groups; size: height and width of the images, in pixels.
+    """
     choice, place = stream(groups, [(MIX, 0), (MIX, 1)])
     u = uniform(choice)
     can_cut = cutmix > 0 or minmax is not None

@@ -22,25 +22,27 @@ class PlanSpec(Section):
     seed: int = RunConfig.seed
     input_size: int = DataConfig.input_size
     repeats: int = AugmentConfig.aug_repeats
-    """Copies of an image in an epoch, each with draws of its own."""
+    """The number of copies of an image in an epoch, each with its own draws."""
     scale: tuple[float, float] = AugmentConfig.scale
     ratio: tuple[float, float] = AugmentConfig.ratio
     hflip: float = AugmentConfig.hflip
     ra_layers: int = 2
-    """RandAugment operations per image; 0 turns it off."""
+    """The number of RandAugment operations for each sample; 0 turns it off."""
     ra_magnitude: float = _RAND_AUGMENT["ra_magnitude"]
     ra_std: float = _RAND_AUGMENT["ra_std"]
     """Standard deviation of the magnitude; infinity draws it uniformly from [0, ra_magnitude]."""
     ra_max: float = 10.0
     ra_prob: float = 0.5
     three_augment: bool = False
-    """DeiT III's 3-Augment instead of RandAugment: always one of grey, solarise and blur."""
+    """Whether DeiT III's 3-Augment, one of grayscale, solarise and blur for each sample, replaces
+    RandAugment."""
     color_jitter: float = 0.0
-    """Brightness, contrast and saturation, each times a factor in 1 -+ color_jitter, in a random
-    order, after the other operations."""
+    """The strength of the colour jitter: brightness, contrast and saturation are each multiplied by
+    a factor from 1 - color_jitter to 1 + color_jitter, in a random order, after the other
+    operations."""
     simple_crop: bool = AugmentConfig.src
-    """DeiT III's simple random crop instead of the random resized crop; `scale` and `ratio` are
-    then unused."""
+    """Whether DeiT III's simple random crop replaces the random resized crop; `scale` and `ratio`
+    are then unused."""
     reprob: float = AugmentConfig.reprob
     remode: str = AugmentConfig.remode
     erase_area: tuple[float, float] = (0.02, 1 / 3)
@@ -51,8 +53,8 @@ class PlanSpec(Section):
     mixup_prob: float = MixConfig.mixup_prob
     mixup_switch_prob: float = MixConfig.mixup_switch_prob
     mixup_group: int = MixConfig.mixup_group
-    """Neighbouring samples that share lambda, mode and box: 2 is a pair, 256 is deit's layout on 4
-    GPUs."""
+    """The number of neighbouring samples that share lambda, mode and box: 2 is a pair, 256 is
+    deit's layout on 4 GPUs."""
 
     def __post_init__(self) -> None:
         self._require("seed", 0 <= self.seed < 2**32, "0 to 4294967295")
@@ -89,7 +91,7 @@ class PlanSpec(Section):
 
     @property
     def layers(self) -> int:
-        """Return the operations that a sample goes through."""
+        """Return the number of operations that a sample goes through."""
         return len(self.layer_ops)
 
     @property
@@ -103,10 +105,10 @@ class PlanSpec(Section):
         return self.mixup_prob > 0 and (self.mixup > 0 or self.cuts)
 
     def describe(self) -> str:
-        """Return one line with the steps that a sample goes through, in their order.
+        """Return one line with the stages that a sample goes through, in their order.
 
-        A step that is off is not in it. Of a step that is on, the first arguments always show, the
-        others where they differ from `PlanSpec()`: `resized_crop(0.08-1)|hflip(0.5)|...`.
+        A stage that is off is not in it. Of a stage that is on, the first arguments are always
+        shown, the others where they differ from `PlanSpec()`: `resized_crop(0.08-1)|...`.
         """
         steps = [self._describe_crop(), *self._describe_operations(), "normalise"]
         if self.repeats > 1:

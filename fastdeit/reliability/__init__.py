@@ -1,2 +1,2 @@
-"""Supervision of a run, and the records of its failures. What is done about a bad step is in
+"""Supervision of a run, and the records of its failures. The reaction to a bad step is in
 run/loop.py and run/resume.py."""

@@ -1,4 +1,4 @@
-"""A step that was skipped because a loss or a gradient was not finite: what is recorded of it."""
+"""The record of a step that was skipped because a loss or a gradient was not finite."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +16,12 @@ class StepPlace:
     """A step and where it lies in its epoch; every record of a step begins with these fields."""
 
     step: int
-    """Optimizer steps done before it."""
+    """The number of optimizer steps done before it."""
     epoch: int = 0
     ordinals: tuple[int, int] = (0, 0)
-    """The samples of the step: from, to (exclusive)."""
+    """The ordinals of the step's samples: from, to (exclusive)."""
     time: float = 0.0
-    """When the record was made, in seconds since 1970."""
+    """The time of the record, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class BadStep(StepPlace):
     """Hash of the step's samples; "" in a record without one."""
     grad_norm: float | str = ""
     losses: tuple[tuple[float | str, ...], ...] = ()
-    """By rank and micro-batch; numbers that are not finite by their names, as JSON has none."""
+    """The losses by rank and micro-batch; a number that is not finite is given by its name, as JSON
+    has none."""
     not_finite: tuple[BadMicroBatch, ...] = ()
-    """Empty if every loss was finite, but the gradient was not."""
+    """The micro-batches whose loss was not finite; empty if only the gradient was not finite."""
 
     @property
     def cause(self) -> str:

@@ -1,4 +1,4 @@
-"""Failure files: what each failing rank leaves in the run folder.
+"""Failure files, which failing ranks write into the run folder.
 
 The launcher's exit code does not say which rank failed first. So each writes `failure-rankR.json`;
 the next start of the run moves them, oldest first, to `failures.jsonl`.
@@ -28,16 +28,16 @@ class Failure:
     """Record of a rank's failure: place and cause."""
 
     time: float
-    """Seconds since 1970."""
+    """The time of the failure, in seconds since 1970."""
     rank: int
     host: str
     pid: int = 0
     section: str
     """The section that the rank had entered last."""
     step: int
-    """Optimizer steps done by then."""
+    """The number of optimizer steps done by then."""
     error: str
-    """One line."""
+    """The error in one line."""
     details: str = ""
     """A traceback, or the stacks of all threads."""
 
@@ -106,7 +106,7 @@ def _read_last(folder: RunFolder) -> list[Failure]:
 
 
 def format_failure(failure: Failure, folder: RunFolder) -> str:
-    """Return a line for the user."""
+    """Return a line for the user on the first failure of the last attempt."""
     where = f"rank {failure.rank} ({failure.host}) after step {failure.step}, in {failure.section}"
     details = f"details in {folder.failures}"
     return f"the last attempt failed first on {where}: {failure.error} ({details})"

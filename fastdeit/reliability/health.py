@@ -23,15 +23,15 @@ from fastdeit.storage.run_folder import RunFolder
 from fastdeit.training.trainer import STATISTICS, MicroStep
 
 WINDOW = 100
-"""Steps whose gradient norms the next one is compared with."""
+"""The number of steps whose gradient norms the next one is compared with."""
 SPIKE = 10.0
-"""A gradient norm above so many times their median is a spike, unless the median is 0."""
+"""The multiple of their median above which a gradient norm is a spike, unless the median is 0."""
 
-_MIN_WINDOW = 20  # steps in the window, before anything is called a spike
+_MIN_WINDOW = 20  # norms to compare with, before anything is called a spike
 
 
 class HealthError(RunError):
-    """Training diverged, or the ranks hold different weights; raised on every rank."""
+    """Error if training diverged, or the ranks hold different weights; raised on every rank."""
 
     heard_by_all = True
 
@@ -42,15 +42,15 @@ class Spike(StepPlace):
 
     grad_norm: float
     median: float
-    """Of the gradient norms in the window before the step."""
+    """The median of the gradient norms of up to `WINDOW` steps before."""
     loss: float
 
 
 class Health:
     """The records of one run's bad numbers, in its folder; on every rank, rank 0 writes.
 
-    steps_per_epoch, batch_size: of the run; warn: called with a line for the user. Call `open` and
-    `begin` before the other methods.
+    steps_per_epoch, batch_size: those of the run; warn: called with a line for the user. Call
+    `open` and `begin` before the other methods.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Health:
     def open(self, step: int) -> None:
         """Open the files as they were when the run was at `step`. On rank 0 only.
 
-        Bad steps stay if every later start skips them. Raises OSError.
+        The record of a later bad step remains if every later start skips that step. Raises OSError.
         """
         self.close()
         self._bad_log = StepLog(
@@ -103,6 +103,7 @@ class Health:
         return [records[bad] for bad in range(first, step)]
 
     def close(self) -> None:
+        """Close the files."""
         if self._bad_log is not None:
             self._bad_log.close()
         if self._spike_log is not None:

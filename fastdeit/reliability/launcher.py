@@ -2,7 +2,7 @@
 
 `deepspeed` starts a runner, which starts launch.py, which starts the ranks. SIGTERM or SIGKILL to
 the runner, or SIGKILL to launch.py, neither ends the ranks nor always shows as an error (DeepSpeed
-0.19.8): they would train on as orphans.
+0.19.8): they would continue to train as orphans.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ def attach() -> "Launcher | None":
     """Tie this process to its launcher: ask the system for SIGTERM when the parent ends, and return
     the launcher to watch; None if there is none (no RANK in the environment).
 
-    Call it before any slow import: the launcher is found by walking up from the parent, which a
-    dead process no longer is.
+    Call it before any slow import: the launcher is found through the parent of this process, and a
+    dead process is nobody's parent.
     """
     if "RANK" not in os.environ:
         return None

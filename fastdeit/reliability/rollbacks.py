@@ -1,11 +1,11 @@
 """Rollback after too many bad steps in a row: which steps a run skips from then on, and the debug
-bundle that a run leaves when it stops.
+bundle that a run writes when it stops.
 
-A skipped step leaves the weights as they were. Training the same steps again and skipping only the
-bad ones would therefore end in the same place. As PaLM's authors did (arXiv 2204.02311, section
-5.1), a run rolls back to an earlier checkpoint and resumes the data after the last bad step: every
-step between is skipped. The skipped range is in `rollbacks.jsonl` before the checkpoint is loaded,
-so that every later start does the same.
+A skipped step does not change the weights. Training the same steps again and skipping only the bad
+ones would therefore end in the same place. As PaLM's authors did (arXiv 2204.02311, section 5.1), a
+run rolls back to an earlier checkpoint and resumes the data after the last bad step: every step
+between is skipped. The skipped range is in `rollbacks.jsonl` before the checkpoint is loaded, so
+that every later start does the same.
 """
 
 import json
@@ -35,11 +35,11 @@ class Rollback:
     passed_over: tuple[int, int]
     """The steps that are skipped from then on: from, to (exclusive)."""
     time: float = 0.0
-    """When the run rolled back, in seconds since 1970."""
+    """The time of the rollback, in seconds since 1970."""
 
 
 class Rollbacks:
-    """The rollbacks of a run, kept in its folder. Creating it is a collective, and raises what
+    """The rollbacks of a run, stored in its folder. Creating it is a collective, and raises what
     `read_rollbacks` raises."""
 
     def __init__(self, folder: RunFolder) -> None:

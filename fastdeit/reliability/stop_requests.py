@@ -21,7 +21,7 @@ REASONS = (
     "SIGTERM",
     "the launcher has ended",
 )
-"""Why a run is to stop; ranks that were asked for several reasons agree on the last of them."""
+"""The reasons to stop a run; ranks with several of them agree on the last one in this list."""
 INTERRUPTED = 130
 """Exit code after SIGINT, as in a shell."""
 
@@ -69,6 +69,7 @@ class SignalPipe:
         os.write(self._writer, bytes([_CLOSE]))
 
     def close(self) -> None:
+        """Close both ends of the pipe."""
         os.close(self._reader)
         os.close(self._writer)
 
@@ -76,10 +77,10 @@ class SignalPipe:
 class StopRequests:
     """A thread that collects the requests to save and stop.
 
-    stop_file: looked for each second; None: never. time_limit_s: from now on. launcher: its death
-    is a request. abort: called in the thread with an exit code and a reason, after a second SIGINT,
-    and if the launcher died `orphan_limit_s` ago. Attributes: reason, an index of `REASONS`, 0 if
-    there is none.
+    stop_file: looked for each second; None: never. time_limit_s: seconds from now on. launcher: its
+    death is a request. abort: called in the thread with an exit code and a reason, after a second
+    SIGINT, and if the launcher died `orphan_limit_s` ago. Attributes: reason, an index of
+    `REASONS`, 0 if there is none.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class StopRequests:
         self._thread.start()
 
     def close(self) -> None:
+        """End the thread, and restore the handlers of signals."""
         self._signals.uninstall()
         if self._thread.is_alive():
             self._thread.join()

@@ -31,16 +31,16 @@ _REPORT_S = 3.0
 
 
 class StopAgreed(Exception):
-    """All ranks have agreed to stop here."""
+    """Exception that ends a loop where all ranks have agreed to stop."""
 
 
 class Supervisor:
-    """Watches one process, from before it joins the others to its end.
+    """Supervision of one process, from before it joins the others to its end.
 
     limits: seconds without progress by section, as `Watchdog` takes them. Used as a context: an
     exception that leaves it is written to a failure file. If the process is one of several, it then
     ends at once, for the others wait for it. owns_process: False where the process does more than
-    this run: then no signal is taken, no watchdog runs, and an exception leaves as it is; requests
+    this run: then no signal is taken, no watchdog runs, and an exception is not handled; requests
     by file and time limit remain.
     """
 
@@ -96,7 +96,7 @@ class Supervisor:
                 return
             self.beat(section, step)
             yield batch
-            del batch  # its memory is free while the next one is waited for
+            del batch  # so that its memory is free while the next one is waited for
 
     def fail(self, error: BaseException) -> None:
         """Write this rank's failure file, unless the watchdog has: then that was the cause."""
@@ -108,7 +108,7 @@ class Supervisor:
     def exit(self, code: int) -> int:
         """Return the exit code of a process that is alone; end one of several here.
 
-        On the usual way out it would wait for the others.
+        With a usual exit it would wait for the others.
         """
         return code if self._alone else hard_exit(code)
 

@@ -1,6 +1,6 @@
 """A thread that ends a process which makes no progress, after reporting where the process stands.
 
-The main thread says what it begins (`beat`, under a microsecond); the thread checks how long ago
+The main thread reports what it begins (`beat`, under a microsecond); the thread checks how long ago
 that was. If something holds Python's lock, so that not even this thread runs, a timer of
 `faulthandler` takes over: it needs no lock, and the thread resets it as long as it runs. A job that
 was suspended for longer than a limit is ended when it continues.
@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 
 STARTUP = "startup"
+"""The section before the first step; its limit is also that of the first step in each section."""
 _STDERR = 2  # the descriptor: sys.stderr may be another object
 _GRACE_S = 10.0  # beyond the shortest limit, for which nothing may hold Python's lock
 
 
 class Watchdog:
-    """Calls `expire(section, step, limit)` in its own thread if no `beat` came within the limit of
-    the current section.
+    """A thread that calls `expire(section, step, limit)` if no `beat` came within the limit of the
+    current section.
 
     limits: seconds by section. `STARTUP` among them is also the limit of the first step in each
     section, in which kernels are compiled and caches filled. Attributes: section, step, of the last
@@ -52,9 +53,11 @@ class Watchdog:
         self._due = (time.monotonic() + limit, limit)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
+        """End the thread, and its timer."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -70,5 +73,5 @@ class Watchdog:
 
 
 def dump_stacks() -> None:
-    """Write the Python stacks of all threads to stderr, without Python's lock."""
+    """Write the Python stacks of all threads to stderr."""
     faulthandler.dump_traceback(_STDERR, all_threads=True)

@@ -67,6 +67,7 @@ def save_images(
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, in the form of `to_strict_json`."""
     path.write_text(json.dumps(to_strict_json(value), indent=1, allow_nan=False))
 
 

@@ -1,5 +1,5 @@
-"""Comparison of what decides a loss beside the samples: what the run recorded, and what a replay
-has."""
+"""Comparison of what decides a loss in addition to the samples: what the run recorded, and what a
+replay has."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ from fastdeit.run.inputs import (
 
 @dataclass(frozen=True)
 class InputComparison:
-    """Inputs as recorded and now; changed: a line for each that is another one; unknown: a note for
-    each of which nothing shows that it is the same."""
+    """Inputs as recorded and now; changed: a line for each that differs; unknown: a note for each
+    that cannot be compared."""
 
     recorded: Inputs
     now: Inputs
@@ -30,7 +30,7 @@ class InputComparison:
 
     @property
     def same(self) -> bool | None:
-        """Return None if it is not known."""
+        """Return True if all inputs are the same; None if that is not known."""
         if self.changed:
             return False
         return None if self.unknown else True
@@ -41,6 +41,7 @@ class InputComparison:
         return [f"{prefix}: {line}" for line in self.changed] + self.unknown
 
     def to_json(self) -> dict[str, Any]:
+        """Return the comparison as JSON values."""
         return {"same": self.same, "recorded": self.recorded, "now": self.now}
 
 

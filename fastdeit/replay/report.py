@@ -22,7 +22,7 @@ _WORST = 3  # samples of a micro-batch that are named in the table
 
 @dataclass(frozen=True)
 class MicroBatchResult:
-    """The losses of a micro-batch; rank: of the run."""
+    """The losses of a micro-batch; rank: that of the run."""
 
     rank: int
     micro_batch: int
@@ -45,6 +45,7 @@ class SampleResult:
     teacher: int | None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values, without `teacher` if there is none."""
         values = dataclasses.asdict(self)
         if self.teacher is None:
             del values["teacher"]
@@ -53,7 +54,8 @@ class SampleResult:
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """The part of a step that one process ran again; plan: lines of plan.json."""
+    """The micro-batches and samples of a step that one process ran again; plan: lines of
+    plan.json."""
 
     micro_batches: list[MicroBatchResult]
     samples: list[SampleResult]
@@ -89,7 +91,7 @@ class Recorded:
     skipped: bool | None
     digest: DigestComparison | None
     same_samples: bool | None
-    """None: not recorded."""
+    """True if the samples are those of the run; None: not recorded."""
     metrics: Metrics | None
     means_are_of_steps: tuple[int, int] | None
     bad_step: dict[str, Any] | None
@@ -151,7 +153,8 @@ def build_report(
     result: StepResult,
     parts: Sequence[ProcessResult],
 ) -> Report:
-    """Combine the parts of all processes; result: of this process."""
+    """Return the report of a step from the results of all processes, `parts`; result: that of this
+    process."""
     micro_batches = [line for part in parts for line in part.micro_batches]
     all_samples = [sample for part in parts for sample in part.samples]
     digest = add_digests(*(part.digest for part in parts))
@@ -212,7 +215,7 @@ def _describe(
 
 
 def _order_by_loss(sample: SampleResult) -> tuple[bool, float]:
-    """Order samples by falling loss, NaN first."""
+    """Return a key that sorts samples by descending loss, NaN first."""
     is_number = not math.isnan(sample.loss)
     return is_number, -sample.loss if is_number else 0.0
 
@@ -278,7 +281,7 @@ def _compare_digests(
 
 
 def _write_notes(history: StepHistory, recorded: Recorded, processes: int) -> list[str]:
-    """Return what limits the comparison with the run."""
+    """Return notes on what limits the comparison with the run."""
     notes = []
     if recorded.same_samples is False:
         notes.append(

@@ -24,9 +24,9 @@ from fastdeit.run.inputs import Inputs
 class Samples:
     """The training samples of a run by step, on the processes of a replay.
 
-    world: of the replay; each process stands for as many of the run's, one after the other.
-    unreadable: rows of the index whose image has changed, with the fault. Raise ValueError when a
-    step needs an image that can no longer be read.
+    world: that of the replay; each of its processes repeats the work of equally many ranks of the
+    run, one after the other. unreadable: rows of the index whose image has changed, with the fault.
+    Raise ValueError when a step needs an image that can no longer be read.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Samples:
 
     @property
     def total_steps(self) -> int:
+        """Return the optimizer steps of the whole run."""
         return self.config.optim.epochs * self.steps_per_epoch
 
     @property
@@ -97,7 +98,7 @@ class Samples:
         )
 
     def draw(self, step: int, ordinals: np.ndarray) -> SampleParams:
-        """Return what the plan has for samples of a step; ordinals: int64 (B,)."""
+        """Return the draws of the plan for samples of a step; ordinals: int64 (B,)."""
         epoch = step // self.steps_per_epoch
         period = self.config.distill.cache_period
         return self._plan(step).draw(epoch % period if period else epoch, ordinals)
@@ -122,4 +123,5 @@ class Samples:
         return self._plans[excluded]
 
     def close(self) -> None:
+        """Close the loader."""
         self._loader.close()

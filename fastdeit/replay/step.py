@@ -21,6 +21,7 @@ from fastdeit.training.losses import Criterion
 from fastdeit.training.trainer import Trainer
 
 Outputs = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+"""The logits (B, K) of one head, or of both."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,18 @@ class StepResult:
     micro_batches: list[Losses]
     samples: list[SampleLosses]
     grad_norm: float
-    """Of all processes' gradient, before clipping."""
+    """The norm of all processes' gradient, before clipping."""
     lr: float
     skipped: bool
 
     @property
     def digest(self) -> int:
+        """Return the digest of this process's samples."""
         return add_digests(*(batch.digest for batch in self.batches))
 
 
 class SampleCriterion:
-    """A criterion that also keeps the losses of every sample."""
+    """A criterion that also stores the losses of every sample."""
 
     def __init__(self, criterion: Criterion) -> None:
         self.criterion = criterion
@@ -88,8 +90,8 @@ class SampleCriterion:
     ) -> LossParts:
         """Return the losses of one sample.
 
-        The criterion takes pairs: the pair is the sample twice, once with its labels the other way
-        round and the share of the other, so that both rows have the same loss.
+        The criterion takes pairs: the pair is the sample twice, the second time with its two labels
+        swapped and the share of the other label, so that both rows have the same loss.
         """
         # the model may have seen the batch several times, one copy after the other
         first = outputs if isinstance(outputs, torch.Tensor) else outputs[0]

@@ -1,1 +1,2 @@
-"""Reports on runs: what a run folder holds as one record, how runs differ, and the page of it."""
+"""Reports on runs: the contents of a run folder as one record, the differences of runs, and the
+page on both."""

@@ -2,7 +2,7 @@
 `python -m fastdeit.report.child RUN PARENT`.
 
 It has the lowest priority, and ends by itself after `LIMIT_S` and with its parent, the process of
-number PARENT. It reads the run folder alone, and sees neither a GPU nor the other ranks.
+number PARENT. It reads only the run folder, and sees neither a GPU nor the other ranks.
 """
 
 import os

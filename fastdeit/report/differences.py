@@ -19,7 +19,7 @@ from fastdeit.report.events import read_number
 from fastdeit.report.record import RunRecord
 
 _DIGITS = 12
-"""Of a hash that is shown."""
+"""The number of digits of a hash that are shown."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ _INPUTS = {
     "--finetune": ("finetune", "sha256"),
     "initial weights": ("initial weights", "sha256"),
 }
-"""Rows of the inputs: the section and the field of inputs.json."""
+"""The section and the field of inputs.json for each row of the inputs."""
 
 
 def _list_inputs(records: Sequence[RunRecord]) -> list[Row]:
@@ -152,7 +152,8 @@ _SPEEDS: dict[str, tuple[str, _Total, Callable[[float], str]]] = {
     "MFU": ("mfu", statistics.median, lambda value: f"{value:.1%}"),
     "peak memory, GB": ("memory_gb", max, lambda value: f"{value:.2f}"),
 }
-"""Rows of the speed: the field of the log, what is taken of all its lines, and its text."""
+"""For each row of the speed, the field of the log, a function of its values in all lines, and one
+from the result to text."""
 
 
 def _list_speeds(records: Sequence[RunRecord]) -> list[Row]:
@@ -189,7 +190,7 @@ def _list_results(records: Sequence[RunRecord], tests: Sequence[Sequence[HeadTes
 
 
 def _show_result(name: str, facts: Sequence[float | None]) -> Row:
-    """Return a row of percentages; all but the first name the distance to the first."""
+    """Return a row of percentages; all but the first name the difference from the first."""
     first = facts[0]
     row = make_row(name, facts, lambda value: f"{value:.2f}")
     values = list(row.values)

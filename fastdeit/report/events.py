@@ -1,4 +1,4 @@
-"""Events of a run beside its steps: starts, skipped steps, spikes, rollbacks, failures,
+"""Events of a run apart from its steps: starts, skipped steps, spikes, rollbacks, failures,
 excluded images; on one axis, the optimizer steps done.
 
 Records of older versions lack fields, so a field that is absent has no text. Nothing here imports
@@ -18,7 +18,7 @@ from fastdeit.storage.run_folder import RunFolder
 
 _MOST_STEPS = 1 << 53
 _NAMED = 3
-"""Images that a text names."""
+"""The number of images that a text names."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,17 @@ class RunEvent:
     """One event of a run."""
 
     step: int
-    """Optimizer steps done when it happened."""
+    """The number of optimizer steps done when it happened."""
     kind: str
-    """start, skipped, spike, rollback, failure or quarantined."""
+    """The kind: start, skipped, spike, rollback, failure or quarantined."""
     text: str
-    """One printable line."""
+    """The description in one printable line."""
     time: float | None = None
-    """Seconds since 1970; None if it is not recorded."""
+    """The time in seconds since 1970; None if it is not recorded."""
 
 
 Record = Mapping[str, Any]
+"""A record in a file of the run folder."""
 
 
 def list_events(folder: RunFolder, attempts: Iterable[Attempt]) -> list[RunEvent]:

@@ -1,5 +1,5 @@
-"""The contents of a page beside a run's curves: plain data, whose texts are as names have them, so
-that a page must escape them."""
+"""The contents of a page in addition to a run's curves: plain data, whose texts contain names
+unchanged, so that a page must escape them."""
 
 from dataclasses import dataclass
 
@@ -11,23 +11,23 @@ class Picture:
     """An encoded picture, and what it shows."""
 
     data: bytes
-    """WebP or PNG."""
+    """The encoded picture, WebP or PNG."""
     title: str
     alt: str
-    """Text in place of the picture."""
+    """The text in place of the picture."""
     lines: tuple[str, ...] = ()
     """The planned operations, in the order in which they happen."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Images of one class that were given another one."""
+    """Images of class `label` for which `predicted` was the answer."""
 
     label: str
     predicted: str
     count: int
     thumbnails: tuple[Picture, ...] = ()
-    """Of a few of the images."""
+    """Thumbnails of a few of the images."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class ClassRow:
     name: str
     images: int
     top1: float
-    """Percent."""
+    """Top-1 in percent."""
     confused_with: str
     """The class that its images are most often given; "" if all are right."""
     confused: int
-    """Images that are given that class."""
+    """The number of images that are given that class."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class TokenLayer:
 
     name: str
     cosine: float | None
-    """Of class and distillation token, the mean over images; None: there is no such pair."""
+    """The cosine of class and distillation token, the mean over images; None: there is no such
+    pair."""
     spread: float | None
     """Standard deviation of the cosine."""
     distance: float | None = None
@@ -59,15 +60,16 @@ class TokenLayer:
 
 @dataclass(frozen=True)
 class Pictures:
-    """All of it; `notes` has a line for each part that could not be drawn."""
+    """The contents of a page for one run; `notes` has a line for each of them that could not be
+    drawn."""
 
     samples: tuple[Picture, ...] = ()
-    """Of the first samples of the run: the stored image with its crop, the image augmented and
-    erased, and mixed."""
+    """Pictures of the first samples of the run: the stored image with its crop, the image augmented
+    and erased, and mixed."""
     attention: tuple[Picture, ...] = ()
-    """Of validation images: the image, then the maps of each special token."""
+    """Pictures of validation images: the image, then the maps of each special token."""
     head: str = ""
-    """Whose answers classes and confusions count."""
+    """The head whose answers classes and confusions count."""
     confusions: tuple[Confusion, ...] = ()
     classes: tuple[ClassRow, ...] = ()
     tokens: tuple[TokenLayer, ...] = ()

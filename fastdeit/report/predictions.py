@@ -23,19 +23,19 @@ _SMALL = np.iinfo(np.int16).max
 
 @dataclass(frozen=True)
 class RecordedPredictions:
-    """One evaluation of a run: an image a row, in the order of the validation images."""
+    """One evaluation of a run: one row for each image, in the order of the validation images."""
 
     step: int
-    """Optimizer steps done."""
+    """The number of optimizer steps done."""
     images: str
     """The hash of the validation images (`Index.fingerprint`)."""
     classes: tuple[str, ...]
     rows: np.ndarray
-    """int32 (N,): rows of the validation images; those that could not be read are absent."""
+    """The rows of the validation images, int32 (N,); those that could not be read are absent."""
     labels: np.ndarray
-    """int32 (N,): positions in `classes`."""
+    """The labels, int32 (N,): positions in `classes`."""
     answers: Mapping[str, np.ndarray]
-    """int32 (N,) by MODEL/HEAD: the most probable class; MODEL is model, ema or teacher."""
+    """The most probable classes, int32 (N,) by MODEL/HEAD; MODEL is model, ema or teacher."""
 
 
 def write_predictions(path: Path, predictions: RecordedPredictions) -> None:
@@ -52,8 +52,8 @@ def write_predictions(path: Path, predictions: RecordedPredictions) -> None:
 
 
 def read_predictions(path: Path) -> RecordedPredictions | None:
-    """Return what `write_predictions` wrote; None if there is no file. Raises ValueError for a file
-    that is none of ours, OSError."""
+    """Return what `write_predictions` wrote; None if there is no file. Raises ValueError for any
+    other file, and OSError."""
     if not path.is_file():
         return None
     try:

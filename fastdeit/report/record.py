@@ -1,7 +1,8 @@
 """The contents of a run's folder, as one record.
 
 A run may be in progress, stopped, failed or damaged, or of an older version: what is missing is
-empty in the record, and `faults` says what could not be read. Nothing is written, no lock is taken.
+empty in the record, and `faults` names what could not be read. Nothing is written, no lock is
+taken.
 """
 
 import math
@@ -50,13 +51,13 @@ class RunRecord:
     versions: Mapping[str, str]
     """The versions of the last start, by package; of older runs, those of the newest checkpoint."""
     summary: dict[str, Any] | None
-    """summary.json, of a finished run."""
+    """The content of summary.json, of a finished run."""
     inputs: dict[str, Any]
-    """inputs.json."""
+    """The content of inputs.json."""
     predictions: RecordedPredictions | None
-    """Of the newest evaluation."""
+    """The predictions of the newest evaluation."""
     faults: tuple[str, ...]
-    """A line for each file that is there and cannot be read."""
+    """A line for each file that exists and cannot be read."""
 
     @property
     def last_step(self) -> int:
@@ -74,8 +75,8 @@ class RunRecord:
 
     @property
     def state(self) -> str:
-        """Return finished, failed, or not finished: whether a run that has no result trains now,
-        its lock alone would show."""
+        """Return finished, failed, or not finished: only its lock would show whether a run without
+        a result trains now."""
         if self.summary is not None:
             return "finished"
         return "failed" if self.folder.failure_files() else "not finished"
@@ -84,7 +85,7 @@ class RunRecord:
 def read_run(path: Path) -> RunRecord:
     """Return the record of the run in a folder, or of a bare metrics.jsonl.
 
-    Raises ValueError if the path holds no run, or cannot be looked at.
+    Raises ValueError if the path holds no run, or cannot be read.
     """
     try:
         return _read_path(path)

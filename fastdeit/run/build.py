@@ -1,4 +1,4 @@
-"""Build a run from its `Config`, at step 0, and describe it for the heading."""
+"""A run at step 0, built from its `Config`, and its description in the heading."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ def build_training(config: Config, world: World, index: Index) -> Training:
     samples = describe_samples(plan, index, config.optim.batch_size, pixels)
     inputs = each_rank(lambda: describe_inputs(config, samples, teacher, cached_teacher, model))
     check_same_inputs_everywhere(inputs)
-    # read now: the trainer wraps the model
+    # read before the trainer wraps the model
     drop_path = getattr(model, "drop_path_rates", ()) * count_copies(config)
     utilisation = build_utilisation(config, world, model)
     notes += note_memory(config, world, model, teacher, len(index.classes))
@@ -117,7 +117,8 @@ def build_run(
     supervisor: Supervisor,
     callbacks: Sequence[Callback] = (),
 ) -> tuple[Run, list[str]]:
-    """Build a run at step 0; return it with notes for the user. Write nothing. A collective."""
+    """Build a run at step 0; return it with notes for the user. Nothing is written. A
+    collective."""
     data, training = _build_data(config, world)
     classes = data.train_index.classes
     model = training.trainer.state.model

@@ -25,7 +25,7 @@ from fastdeit.training.build import build_deepspeed_config
 
 
 class FolderError(RunError):
-    """The run folder cannot be written; raised on every rank."""
+    """Error if the run folder cannot be written; raised on every rank."""
 
     heard_by_all = True
 

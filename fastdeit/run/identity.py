@@ -34,7 +34,7 @@ from fastdeit.storage.run_folder import RunFolder
 
 def check_same_run(config: Config, folder: RunFolder) -> None:
     """Raise ValueError if the run folder cannot be written, or holds a run with other settings or
-    with other files behind them. Neither data nor a model is loaded."""
+    with other contents of the files that they name. Neither data nor a model is loaded."""
     path = folder.path
     if path.exists() and not path.is_dir():
         raise ValueError(f"--output-dir must be a folder or a new name (got the file {path})")
@@ -51,7 +51,7 @@ def check_same_run(config: Config, folder: RunFolder) -> None:
         return
     may_change = MAY_CHANGE_WHEN_FINISHED if folder.is_finished else MAY_CHANGE_ON_RESUME
     if not config.model.model:
-        may_change |= ARCHITECTURE  # the file of --finetune, which has them, is not there
+        may_change |= ARCHITECTURE  # the file of --finetune, which has these, does not exist
     files = compare_files(config, read_inputs(folder))
     _check_settings(config, folder, may_change | files.keys())
     changed = [line for line in files.values() if line]

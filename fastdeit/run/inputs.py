@@ -1,6 +1,6 @@
-"""The inputs of a run that decide a loss beside its settings, with their hashes: recorded at its
-start and in every checkpoint, compared when it is resumed or replayed. docs/resume.md has the
-table."""
+"""The inputs of a run that decide a loss in addition to its settings, with their hashes: recorded
+at its start and in every checkpoint, compared when it is resumed or replayed. docs/resume.md has
+the table."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,10 +23,12 @@ from fastdeit.storage.tensor_files import hash_tensors
 from fastdeit.teacher_cache.reader import CachedTeacher
 
 Inputs = dict[str, Any]
-"""Facts that decide a loss beside the settings, with hashes, as `describe_inputs` returns them."""
+"""Facts that decide a loss in addition to the settings, with hashes, as `describe_inputs` returns
+them."""
 
 _NOT_COMPARED = {"path", "file"}
-"""Facts for messages; file: the SHA-256 of a file that its tensors identify."""
+"""Facts that are only for messages; file: the SHA-256 of a file that is identified by its
+tensors."""
 _HASHES = {"weights", "program", "sha256"}
 """Facts that identify an input, whatever its path."""
 _HASH_DIGITS = 64
@@ -50,8 +52,8 @@ def describe_inputs(
     cached_teacher: CachedTeacher | None,
     model: nn.Module,
 ) -> Inputs:
-    """Return what decides a loss, as JSON values: samples, teacher, the file of --finetune, and
-    the initial weights.
+    """Return what decides a loss in addition to the settings, as JSON values: samples, teacher, the
+    file of --finetune, and the initial weights.
 
     model: as built, before DeepSpeed partitions it. Paths are for messages and never compared.
     """
@@ -89,8 +91,8 @@ def _describe_sources(sources: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _describe_output(config: Config, cached_teacher: CachedTeacher | None) -> dict[str, str] | None:
-    """Return the part of the teacher's output that the loss reads: a cache of the largest logits
-    alone gives another soft loss."""
+    """Return the form of the teacher's output that the loss reads: a cache of only the largest
+    logits gives another soft loss."""
     distill = config.distill
     if distill.distillation_type == "none":
         return None
@@ -101,7 +103,7 @@ def _describe_output(config: Config, cached_teacher: CachedTeacher | None) -> di
 
 
 def name_teacher_output(inputs: Inputs) -> str:
-    """Return the part of the teacher's output that the loss reads; "" without a teacher."""
+    """Return the form of the teacher's output that the loss reads; "" without a teacher."""
     return str((inputs["teacher output"] or {}).get("form", ""))
 
 
@@ -127,15 +129,15 @@ def check_same_inputs(recorded: Inputs, now: Inputs, source: Path) -> list[str]:
 
 
 def list_changed_inputs(then: Inputs, now: Inputs, names: Sequence[str]) -> list[str]:
-    """Return a line for each of these inputs that is another one now, naming both; what is not
-    recorded is not compared."""
+    """Return a line for each of these inputs that differs now, naming both; what is not recorded is
+    not compared."""
     lines = [_compare(name, then[name], now[name]) for name in names if name in then]
     return [line for line in lines if line]
 
 
 def list_unknown_inputs(then: Inputs, now: Inputs, names: Sequence[str], source: Path) -> list[str]:
-    """Return a note for each of these inputs of which nothing shows that it is the recorded one:
-    older versions recorded none, or another hash."""
+    """Return a note for each of these inputs that cannot be compared with the recorded one: older
+    versions recorded no hash, or another one."""
     unknown = []
     for name in names:
         facts, recorded = now[name] or {}, then.get(name) or {}
@@ -146,7 +148,8 @@ def list_unknown_inputs(then: Inputs, now: Inputs, names: Sequence[str], source:
 
 
 def _compare(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
-    """Return how an input differs now, "" if it does not; only facts that both have count."""
+    """Return how an input differs now, "" if it does not; only facts that both have are
+    compared."""
     if then is None or now is None:
         same = then is now
         changed = []
@@ -174,8 +177,8 @@ def _shorten(value: Any) -> Any:
 
 
 def keep_facts(recorded: Inputs, now: Inputs) -> None:
-    """Add to the teacher what was recorded of it before: a cache of an older version has another
-    hash than the live teacher, and both are to be compared later."""
+    """Add to the teacher's facts what was recorded of it before: a cache of an older version has
+    another hash than the live teacher, and both will be compared later."""
     before = recorded.get("teacher")
     if before and now["teacher"]:
         now["teacher"] = before | now["teacher"]
@@ -195,7 +198,7 @@ def read_inputs(folder: RunFolder) -> Inputs:
 
 def take_inputs(state: Mapping[str, Any], path: Path) -> Inputs:
     """Return the inputs in the state of the checkpoint `path`; nothing if an older version wrote
-    it. Raise ValueError for what is no inputs."""
+    it. Raise ValueError for anything else."""
     return _check_form(state.get("inputs", {}), path)
 
 

@@ -31,7 +31,7 @@ def train(run: Run) -> None:
     """Train to the last step. Raise StopAgreed, with a checkpoint of the last step written, if the
     ranks agree to stop before."""
     trainer = run.trainer
-    # 0: never, not here: a rollback may come by this step again
+    # 0 means never, not this step: a rollback may return to it
     after = run.config.run.stop_after_steps
     stop_at = trainer.step + after if after else run.total_steps
     batches = StepBatches(run.data.train_loader, run.config.optim.epochs)
@@ -42,7 +42,7 @@ def train(run: Run) -> None:
             if step in run.health.rollbacks:
                 skip_step(run)
             elif not train_step(run, batches.of(step)):
-                log_step(run)  # for a run that cannot roll back and ends here
+                log_step(run)  # for a run that cannot roll back and so ends here
                 roll_back(run)
                 continue
             after_step(run)
@@ -60,7 +60,7 @@ class StepBatches:
     """The micro-batches of any step. A loader reads ahead within an epoch; it is started again only
     where the order of steps breaks: at a new epoch, after a rollback, after skipped steps.
 
-    epochs: of the run; nothing is made ahead beyond them, as its end would wait for that.
+    epochs: those of the run; no batch is made beyond them, as the end of the run would wait for it.
     """
 
     def __init__(self, loader: TrainLoader, epochs: int) -> None:
@@ -70,6 +70,7 @@ class StepBatches:
         self._next_step = -1
 
     def of(self, step: int) -> Iterator[Batch]:
+        """Return the micro-batches of a step."""
         epoch, place = divmod(step, self._loader.steps_per_epoch)
         if step != self._next_step or place == 0:
             is_last = epoch + 1 == self._epochs
@@ -105,7 +106,7 @@ def send_samples(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
     with note_failure("the first samples for the trackers", run.console.note):
         run.trackers.send("on_images", 0, *show_samples(batch, classes, data.mean, data.std))
     yield batch
-    del batch  # its memory is free while the next one is waited for
+    del batch  # so that its memory is free while the next one is waited for
     yield from batches
 
 
@@ -206,7 +207,8 @@ def _count(run: Run) -> dict[str, Any]:
 
 
 def evaluate_if_due(run: Run) -> None:
-    """Evaluate once at the end of every --eval-epochs epochs, and at the end of the last."""
+    """Evaluate, if this was not done yet, at the end of every --eval-epochs epochs and of the last
+    epoch."""
     step = run.trainer.step
     epochs = run.config.optim.epochs
     epoch, place = divmod(step, run.steps_per_epoch)
@@ -230,7 +232,7 @@ def evaluate_if_due(run: Run) -> None:
 def evaluate_run(run: Run, with_teacher: bool) -> dict[str, float]:
     """Evaluate model, EMA and teacher as `evaluate` does; write the predictions.
 
-    Raise StopAgreed between two batches.
+    Raise StopAgreed, between two batches, if the ranks agree to stop.
     """
     trainer = run.trainer
     run.supervisor.beat("evaluation", trainer.step)
@@ -262,7 +264,8 @@ def _validation_batches(run: Run) -> Iterator[EvalBatch]:
 def save_checkpoint(run: Run) -> None:
     """Start to write a checkpoint, in the background. A collective.
 
-    The log gets its line first, so that it has every step of a run that resumes from here.
+    The line of the log is written first, so that the log has every step of a run that resumes from
+    here.
     """
     settle(run)
     step = run.trainer.step

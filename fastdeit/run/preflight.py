@@ -40,7 +40,8 @@ _OPEN_FILES = 1024
 """The usual limit of Linux; shards leave 512 of them to everything else."""
 _SHARED_MEMORY = Path("/dev/shm")
 _SHARED_BYTES = 2**30
-"""Asked for by NCCL's documentation, Troubleshooting, "Shared memory"; a container has 64 MB."""
+"""The size that NCCL's documentation asks for (Troubleshooting, "Shared memory"); a container has
+64 MB."""
 
 
 def check_config(config: Config, world_size: int, *, trains: bool = True) -> None:
@@ -131,7 +132,7 @@ def _check_resume(config: Config) -> None:
 
 def _check_trained(config: Config, checkpoint: str) -> None:
     """Raise ValueError if the run that saved a checkpoint trained other weights: the checkpoint has
-    the optimizer's state of those alone."""
+    only the optimizer's state of those."""
     parent = find_run(checkpoint)
     if parent is not None:
         then = read_settings(parent.config, "--resume").model.trainable

@@ -1,7 +1,7 @@
 """The predictions of each evaluation of a run, and its report.
 
 The report is written by a child process while the run trains, so that no step waits for it, and by
-this process at the end of the run, whatever ends it. Nothing of it can end the run.
+this process at the end of the run, whatever ends it. No fault of a report can end the run.
 """
 
 import contextlib
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 FIRST_S = 60.0
 """Seconds that a run trains before its first report."""
 SHARE = 20
-"""A report starts at the earliest so many times its own CPU time after the one before."""
+"""The shortest time from the start of a report to that of the next one, in multiples of the first
+one's CPU time."""
 LIMIT_S = 60.0
 """Seconds that the end of a run waits for its report."""
 
@@ -65,9 +66,8 @@ def report_failure(run: "Run", error: RunError, mirror: RunMirror) -> None:
 
 class ReportWriter:
     """The report of a run, in its folder. enabled: False on all ranks but 0, which then do nothing;
-    note: called with a line for the user. Attributes: missing, a line on what a report lacks, ""
-    if nothing: without it none is written.
-    """
+    note: called with a line for the user. Attributes: missing, a line on the packages that a report
+    needs and that are not installed, without which none is written; "" if there are none."""
 
     def __init__(self, folder: RunFolder, enabled: bool, note: Callable[[str], None]) -> None:
         self.missing = name_missing() if enabled else ""
@@ -118,16 +118,16 @@ class ReportWriter:
             self._noted = fault
 
     def _remove_unfinished(self) -> None:
-        """Remove what `atomic_open` leaves when its process is killed, in this start of the run or
-        one before."""
+        """Remove the files of an `atomic_open` whose process was killed, in this start of the run
+        or one before."""
         with contextlib.suppress(OSError):
             for work in self._folder.path.glob(f".{self._folder.report.name}.*.tmp"):
                 work.unlink()
 
 
 class _Child:
-    """A process that writes a report. Attributes: started, by `time.monotonic`; cpu_s, what it
-    took, once it has ended. Raises OSError."""
+    """A process that writes a report. Attributes: started, by `time.monotonic`; cpu_s, its CPU time
+    once it has ended. Raises OSError."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
@@ -142,7 +142,7 @@ class _Child:
         return is_running
 
     def end(self) -> str:
-        """End it; return how it failed, "" if it did not, or was still at work."""
+        """End the process; return how it failed, "" if it did not, or was still running."""
         was_running = self.is_running()
         if was_running:
             self._process.kill()

@@ -92,8 +92,8 @@ def describe_training(folder: RunFolder, epochs: int) -> dict[str, str]:
 
 
 def _find_score(line: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Return the score of an evaluation's line that decides the best checkpoint, with the name of
-    what has it; None for another line."""
+    """Return the score in a line of an evaluation that decides the best checkpoint, with the name
+    of the model that has it; None for another line."""
     for name, title in (("ema", "EMA"), ("model", "model")):
         score = line.get(f"{name}/both/top1")
         if isinstance(score, int | float):

@@ -32,8 +32,8 @@ from fastdeit.run.state import Run
 def resume(run: Run) -> list[str]:
     """Restore the checkpoint that --resume names, or the newest whole one of the run's folder.
 
-    A checkpoint of another run begins a run of its own, whose settings may be others. Return notes
-    for the user; none if there is no checkpoint. Raise ValueError unless it fits this run. A
+    With a checkpoint of another run, a new run begins, whose settings may differ. Return notes for
+    the user; none if there is no checkpoint. Raise ValueError unless it fits this run. A
     collective.
     """
     found = find_checkpoint(run.folder, run.config.checkpoint.resume, run.trainer.state.layout())
@@ -89,8 +89,8 @@ def _check_other_run(run: Run, found: LoadedCheckpoint, recorded: Inputs) -> lis
 
 
 def _begin_lineage(run: Run, found: LoadedCheckpoint) -> list[str]:
-    """Record that the run begins from a checkpoint of another run, and the settings that are
-    others; return them as a note."""
+    """Record that the run begins from a checkpoint of another run, and the settings that differ;
+    return these as a note."""
     before = take_inputs(found.state, found.path).get("initial weights") or {}
     parent = find_run(found.path)
     changed = []
@@ -189,7 +189,7 @@ def _write_bundle(run: Run, reason: str) -> str:
 
 
 def _describe_stop(run: Run, reason: str, command: str) -> dict[str, Any]:
-    """Return what report.json of a debug bundle says."""
+    """Return the content of report.json of a debug bundle."""
     return run.health.report() | {
         "refusal": reason,
         "replay": command,

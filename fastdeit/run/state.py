@@ -1,4 +1,4 @@
-"""The objects of a run while it trains: its services, and the marks of its progress."""
+"""The objects of a run while it trains: its services, and its progress."""
 
 import math
 import statistics
@@ -41,7 +41,7 @@ class RunData:
     plan: Plan
     cached_teacher: CachedTeacher | None
     quarantine: Quarantine
-    """Of the training images."""
+    """The damaged images of the training split."""
     train_loader: TrainLoader
     val_loader: EvalLoader
 
@@ -51,7 +51,9 @@ class Pace:
     that took several times as long as usual, in a pause or while kernels were compiled."""
 
     LATEST = 100
+    """The number of latest measurements of a kind that count."""
     PAUSE = 5.0
+    """The multiple of the usual time above which a measurement does not count."""
 
     def __init__(self) -> None:
         self._spans: dict[str, deque[tuple[int, float]]] = defaultdict(
@@ -59,13 +61,13 @@ class Pace:
         )
 
     def add(self, kind: str, count: int, seconds: float) -> None:
-        """Note the seconds that `count` of a kind took together."""
+        """Store the seconds that `count` of a kind took together."""
         if count > 0:
             self._spans[kind].append((count, seconds))
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
-        """Note the seconds that one of a kind takes, unless it fails."""
+        """Store the seconds that one of a kind takes, unless it fails."""
         start = time.monotonic()
         yield
         self.add(kind, 1, time.monotonic() - start)
@@ -88,12 +90,12 @@ class Pace:
 
 @dataclass
 class Progress:
-    """Marks of the training loop; all steps are counts of finished optimizer steps."""
+    """Progress of the training loop; all steps are counts of finished optimizer steps."""
 
     meter: Meter = field(default_factory=Meter)
-    """Statistics of the steps since the last line of the log."""
+    """The statistics of the steps since the last line of the log."""
     launched: deque[LaunchedStep] = field(default_factory=deque)
-    """Steps of which it is not recorded yet whether they were skipped."""
+    """The steps of which it is not recorded yet whether they were skipped."""
     last_logged_step: int = 0
     last_evaluated_step: int = 0
     last_compared_step: int = -1
@@ -102,9 +104,9 @@ class Progress:
     """The step of the last checkpoint of this process; -1: none yet."""
     clock_step: int = 0
     clock_time: float = field(default_factory=time.monotonic)
-    """The rate is measured from here."""
+    """The time from which the rate is measured, by `time.monotonic`."""
     waited_s: float = 0.0
-    """Seconds since then in which the loop waited for a batch."""
+    """The seconds since then in which the loop waited for a batch."""
     pace: Pace = field(default_factory=Pace)
 
     def restart(self, step: int, last_evaluated_step: int) -> None:
@@ -123,7 +125,7 @@ class Progress:
         self.waited_s = 0.0
 
     def time_waits(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches; add the time until each is there to `waited_s`."""
+        """Yield the batches; add the time of the wait for each to `waited_s`."""
         while True:
             start = time.monotonic()
             batch = next(batches, None)
@@ -131,7 +133,7 @@ class Progress:
             if batch is None:
                 return
             yield batch
-            # or its memory would be held while the next one is waited for
+            # else its memory would be held while the next one is waited for
             del batch
 
     def wait_share(self) -> float:
@@ -158,7 +160,8 @@ class Run:
     data: RunData
     trainer: Trainer
     inputs: Inputs
-    """What decides a loss; the initial weights of a resumed run are those of its start."""
+    """The facts that decide a loss in addition to the settings; the initial weights of a resumed
+    run are those of its start."""
     console: RunConsole
     supervisor: Supervisor
     checkpoints: CheckpointWriter
@@ -171,10 +174,12 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Return the optimizer steps of an epoch."""
         return self.data.train_loader.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
+        """Return the optimizer steps of the whole run."""
         return self.config.optim.epochs * self.steps_per_epoch
 
     def estimate_seconds_left(self) -> float | None:
@@ -184,7 +189,7 @@ class Run:
         return self.progress.pace.estimate(counts)
 
     def describe(self, step: int) -> dict[str, Any]:
-        """Return checkpoint metadata of `step` that is not part of the trainer's state."""
+        """Return the metadata of a checkpoint of `step` that the trainer's state lacks."""
         return {
             "epoch": step // self.steps_per_epoch,
             "samples": step * self.config.optim.batch_size,
@@ -219,8 +224,8 @@ def is_evaluated(config: Config, epoch: int) -> bool:
 
 
 def _count_saves(config: Config, steps_per_epoch: int, saved: int, last: int) -> int:
-    """Count the checkpoints after step `saved`: at the end of each epoch, and at each --save-steps
-    of no such step."""
+    """Return the number of checkpoints after step `saved`: at the end of each epoch, and after
+    every --save-steps steps where no epoch ends."""
 
     def count(every: int) -> int:
         return last // every - saved // every

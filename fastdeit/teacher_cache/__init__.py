@@ -1,1 +1,2 @@
-"""The teacher cache: a teacher's output, recorded once a sample and read in its place."""
+"""The teacher cache: a teacher's output, recorded once for each sample and read in place of the
+teacher."""

@@ -1,4 +1,4 @@
-"""Build the recorded teacher of a run from a `Config`, and the facts that decide its samples."""
+"""The recorded teacher of a run, built from a `Config`, and the facts that decide its samples."""
 
 import dataclasses
 import hashlib
@@ -43,9 +43,9 @@ def open_cache(
 ) -> CachedTeacher:
     """Open the cache of --cache for a run with this plan; a collective.
 
-    teacher: the live one, for missing records. Raises ValueError on every rank, before any work:
-    for each fact in which the recorded samples or the teacher differ from the run's (except the
-    teacher's precision), and with --cache-miss error for epochs that are not recorded whole.
+    teacher: the live one, for missing records. Raises ValueError on every rank, before any work, if
+    the recorded samples or the teacher differ from the run's in any fact except the teacher's
+    precision; with --cache-miss error also for epochs that are not recorded whole.
     """
 
     def check() -> None:
@@ -61,6 +61,8 @@ def open_cache(
 def check_cache(
     cache: Cache, config: Config, plan: Plan, index: Index, pixels: str, teacher: LiveTeacher | None
 ) -> None:
+    """Raise ValueError, naming each fact that differs, unless a cache fits a run; arguments and
+    errors as of `open_cache`."""
     distill = config.distill
     facts = collect_sample_facts(config, plan, index, pixels)
     if teacher is not None:
@@ -77,7 +79,8 @@ def check_cache(
 
 
 def _collect_named_facts(config: Config, manifest: Manifest) -> dict[str, Any]:
-    """Return what the settings name of teachers that are not loaded: their files, their view."""
+    """Return the facts of teachers that are not loaded, as far as the settings name them: their
+    files, their view."""
     distill = config.distill
     view = json.loads(json.dumps(distill.teacher_view))
     sources = distill.teachers

@@ -21,10 +21,12 @@ _SHOWN = 8
 
 
 def collect_teacher_facts(teacher: LiveTeacher, manifest: Manifest | None) -> dict[str, Any]:
-    """Return a live teacher's identity, in the form of a cache's facts; None: of a new cache.
+    """Return a live teacher's identity, in the form of a cache's facts. manifest: that of the
+    cache; None: the cache is new.
 
     A cache from before the weights were hashed has a hash of the teacher's file instead. Raises
-    CacheError for one of a callable, as it does not show with which weights it was recorded.
+    CacheError for such a cache of a callable, as it does not show with which weights it was
+    recorded.
     """
     identity = teacher.identity()
     if manifest is None or _has_weights(manifest):
@@ -37,8 +39,8 @@ def collect_teacher_facts(teacher: LiveTeacher, manifest: Manifest | None) -> di
 
 
 def collect_file_facts(files: Sequence[tuple[str, Path]], manifest: Manifest) -> dict[str, Any]:
-    """Return the same of teachers that are not loaded, as far as their files decide it; files: name
-    and file of each."""
+    """Return the same facts of teachers that are not loaded, as far as their files decide them;
+    files: name and file of each."""
     if _has_weights(manifest):
         return identify_files(files)
     return combine_facts([{"sha256": hash_weights(path)} for _, path in files])
@@ -106,7 +108,7 @@ def read_bad_images(cache: Cache, index: Index) -> dict[int, str]:
 def count_missed(cached_teacher: CachedTeacher | None, missed: int) -> dict[str, float]:
     """Return, for the log, the samples of all ranks without a record since the start; a collective.
 
-    missed: those of this rank. Empty where there can be none.
+    missed: those of this rank. The dict is empty where there can be none.
     """
     if cached_teacher is None or cached_teacher.miss == "error":
         return {}

@@ -2,7 +2,7 @@
 
 A record of kind "hard" is the teacher's class, uint16. A record of kind "topk" has four fields, in
 which the largest logit has been subtracted from every logit (a softmax does not change by that):
-the k largest logits, fp16 in falling order; their classes, uint16; the log-sum-exp of all logits
+the k largest logits, fp16 in descending order; their classes, uint16; the log-sum-exp of all logits
 divided by a temperature, fp32, for the temperature 1 and for that of the run. So the probabilities
 of the k classes are exact at both. Format 1 lacks the second log-sum-exp.
 """
@@ -20,18 +20,23 @@ from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.json_values import load_json
 
 FORMAT = 2
+"""The format that is written."""
 FORMATS = (1, 2)
 """Formats that can be read and continued."""
 KINDS = ("hard", "topk")
+"""The kinds of records."""
 LARGEST_CHUNK = 4096
+"""The largest number of ordinals in a chunk."""
 _SMALLEST_CHUNK = 8
 _CHUNKS_PER_EPOCH = 16
 MAX_CLASSES = 65_535
+"""The largest number of classes; a record has 16 bits for a class."""
 DEFAULT_K = 100
-"""Logits of a "topk" record; docs/cache.md has what fewer cost."""
+"""The number of logits in a "topk" record unless another is chosen; docs/cache.md shows what fewer
+cost."""
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 20
-"""Of a manifest."""
+"""The largest size of a manifest, in bytes."""
 
 
 class CacheError(RunError, ValueError):
@@ -48,8 +53,8 @@ def require(ok: bool, path: Path, problem: str) -> None:
 class Manifest:
     """Description of a cache.
 
-    samples: records in an epoch. facts: what decided the images and the teacher's outputs, by name,
-    nested.
+    samples: the number of records in an epoch. facts: what decided the images and the teacher's
+    outputs, by name, nested.
     """
 
     kind: str
@@ -59,7 +64,7 @@ class Manifest:
     facts: dict[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
     chunk: int = LARGEST_CHUNK
-    """Number of ordinals that are recorded and verified together."""
+    """The number of ordinals that are recorded and verified together."""
     format: int = FORMAT
     tau: float = 1.0
     """Temperature of the second log-sum-exp of a "topk" record; 1 for the other records."""

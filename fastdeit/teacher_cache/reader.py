@@ -1,19 +1,19 @@
-"""Reader of a teacher cache: the teacher's output for every sample of the plan, one record of fixed
-size each.
+"""Reader of a teacher cache: the teacher's output for every sample of the plan, a record of fixed
+size for each.
 
 A cache is a folder:
 
     manifest.json     format, sizes, versions, and the facts that decided images and outputs
     records.bin       the record of (epoch, ordinal) is at (epoch * samples + ordinal) * record
                       bytes; holes where nothing is recorded
-    chunks.bin        two digests of 16 bytes a chunk (4,096 ordinals of an epoch, fewer in a small
-                      data set): of its images, then of its records and the first digest; zeros
-                      where nothing is recorded
+    chunks.bin        for each chunk (4,096 ordinals of an epoch, fewer in a small data set) two
+                      digests of 16 bytes: of its images, then of its records and the first digest;
+                      zeros where nothing is recorded
     quarantine.jsonl  images that were found bad during recording (data/quarantine.py), if any
 
-A chunk is written before its digests, both in their final place. What a crash cuts off has no
-digest that fits, so a chunk is either recorded or not. Writers of different chunks never touch each
-other's bytes. File names never come from the manifest. A reader checks a chunk when it first needs
+A chunk is written before its digests, both in their final place. A chunk that a crash cuts off has
+no digest that fits, so a chunk is either recorded or not. Writers of different chunks never write
+the same bytes. File names never come from the manifest. A reader checks a chunk when it first needs
 it, and uses the same bytes that it checked.
 """
 
@@ -40,13 +40,14 @@ BAD_IMAGES = "quarantine.jsonl"
 DIGEST = 16
 """Bytes of a digest."""
 _MAX_CHUNKS = 32
-"""Checked chunks in memory."""
+"""The largest number of checked chunks in memory."""
 _MAX_WARNINGS = 10
 
 _log = logging.getLogger(__name__)
 
 Images = Callable[[int, np.ndarray], np.ndarray]
-"""(epoch, ordinals int64 (B,)) -> the row of the index at each, int64 (B,): `Plan.images`."""
+"""A function from an epoch and ordinals, int64 (B,), to the row of the index at each, int64 (B,):
+`Plan.images`."""
 
 
 class Cache:
@@ -58,7 +59,7 @@ class Cache:
         self._records = _map_file(self.folder / RECORDS)
         self._chunks = _read_file(self.folder / CHUNKS)
         self._checked: dict[tuple[int, int], np.ndarray | str] = {}
-        """Return the records of a chunk, or their fault."""
+        """The records of the chunks that were checked, or their fault."""
         self._version = 0
 
     @property
@@ -138,7 +139,8 @@ class Cache:
         return entry if len(entry) == 2 * DIGEST and any(entry) else b""
 
     def read_chunk(self, epoch: int, chunk: int) -> np.ndarray | None:
-        """Return the bytes of a chunk's records, copied; None if the file ends before."""
+        """Return a copy of the bytes of a chunk's records, uint8 (bytes,); None if the file ends
+        before."""
         first = (epoch * self.manifest.samples + chunk * self.manifest.chunk) * self.record_bytes
         last = first + len(self.manifest.ordinals(chunk)) * self.record_bytes
         # reading beyond the end of a file that was cut after it was mapped would kill the process
@@ -163,15 +165,15 @@ class CachedTeacher:
         self.miss = miss
         self.bad_images = bad_images or {}
         self.missed = 0
-        """Samples without a record so far."""
+        """The number of samples without a record so far."""
         self._images = images
         self._warned: set[str] = set()
 
     def records(
         self, epoch: int, ordinals: np.ndarray, labels: np.ndarray, lam: np.ndarray, version: int
     ) -> np.ndarray | None:
-        """Return the records of a micro-batch, uint8 (B, record bytes), or None: run the live
-        teacher.
+        """Return the records of a micro-batch, uint8 (B, record bytes), or None if the live teacher
+        must run.
 
         Row i is mixed with row i ^ 1. version: as in `Cache.look_up`.
         """
@@ -227,10 +229,11 @@ def _map_file(path: Path) -> np.ndarray:
 
 
 def hash_images(rows: np.ndarray) -> bytes:
-    """Return the digest of a chunk's images, given as rows of the index."""
+    """Return the digest of a chunk's images, `DIGEST` bytes; rows: of the index, int64 (n,)."""
     return hashlib.blake2b(rows.astype("<i8").tobytes(), digest_size=DIGEST).digest()
 
 
 def make_entry(records: bytes, image_hash: bytes) -> bytes:
-    """Return both digests of a chunk from its records and the digest of its images."""
+    """Return both digests of a chunk, 2 * `DIGEST` bytes, from its records and the digest of its
+    images."""
     return image_hash + hashlib.blake2b(records + image_hash, digest_size=DIGEST).digest()

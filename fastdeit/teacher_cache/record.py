@@ -1,8 +1,8 @@
 """Recording of the teacher: plan -> DALI -> mix -> teacher -> cache, chunk by chunk.
 
 The chunks of a job are shared among its ranks. A rank computes its chunks alone, and no micro-batch
-crosses from one chunk into the next: so the records depend on the micro-batch size, never on the
-number of ranks or jobs, or on where recording was stopped.
+has samples of two chunks. So the records depend on the micro-batch size, but not on the number of
+ranks or jobs, or on where recording was stopped.
 """
 
 import time
@@ -21,13 +21,14 @@ from fastdeit.teacher_cache.reader import Cache, Images
 from fastdeit.teacher_cache.writer import CacheWriter
 
 Chunk = tuple[int, int]
-"""Epoch, and number of a chunk in it."""
+"""An epoch, and the number of a chunk in it."""
 Logits = Callable[[torch.Tensor], torch.Tensor]
+"""A function from images (B, 3, H, W) to logits (B, K)."""
 
 
 @dataclass(frozen=True)
 class JobShard:
-    """Number of one of several jobs, 1 to `of`."""
+    """One of several jobs: its number, from 1 to `of`, and how many there are."""
 
     number: int = 1
     of: int = 1
@@ -38,7 +39,7 @@ class JobShard:
             raise ValueError(f"--part must be {rule} (got {self.number}/{self.of})")
 
     def chunks(self, manifest: Manifest, epochs: Sequence[int]) -> list[Chunk]:
-        """Return the job's share of the chunks, neighbours of one another."""
+        """Return the job's share of the chunks, which follow one another."""
         every = [(epoch, chunk) for epoch in epochs for chunk in range(manifest.chunks)]
         first = len(every) * (self.number - 1) // self.of
         last = len(every) * self.number // self.of
@@ -53,7 +54,8 @@ def find_missing(folder: Path, chunks: Sequence[Chunk], images: Images | None) -
 
 
 class ChunkBatches(Sequence[tuple[int, np.ndarray]]):
-    """Micro-batches of chunks: the epoch and the ordinals of each, made on demand."""
+    """The micro-batches of chunks: the epoch and the ordinals, int64 (B,), of each, made on
+    demand."""
 
     def __init__(self, manifest: Manifest, chunks: Sequence[Chunk], micro_batch: int) -> None:
         self._manifest = manifest

@@ -1,4 +1,4 @@
-"""Cost of recording the k largest logits only: what soft distillation loses with the others."""
+"""Cost of recording only the k largest logits: what soft distillation loses without the others."""
 
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ _MOST_CHUNKS = 8
 
 
 class SoftCost(NamedTuple):
-    """Soft distillation from records beside the live teacher, means over samples: the loss of
-    each, and the cosine between their gradients."""
+    """Soft distillation from the live teacher and from records, means over samples: both losses,
+    and the cosine between their gradients."""
 
     live: float
     recorded: float
@@ -42,7 +42,8 @@ def compare_soft(
 
 
 def kept_share(records: np.ndarray, manifest: Manifest, tau: float) -> np.ndarray:
-    """Return the probability of the recorded classes at one of `Manifest.taus`, (B,) float64."""
+    """Return the total probability of the recorded classes at one of `Manifest.taus`, (B,)
+    float64."""
     top = records["logits"].astype(np.float64) / tau
     total = records["logsumexp"][:, manifest.taus.index(tau)]
     return np.minimum(np.exp(top - total[:, None]).sum(1), 1.0)

@@ -35,7 +35,7 @@ LOCK = "lock"
 _WORK = f"{MANIFEST}.tmp"
 _OWN = {MANIFEST, RECORDS, CHUNKS, LOCK, BAD_IMAGES, _WORK}
 _COPIED_AT_ONCE = 16
-"""Chunks: 65,536 samples, 26 MB of 100 logits."""
+"""The number of chunks that are copied at once: 65,536 samples, 26 MB of 100 logits."""
 _CREATING = 1 << 62
 """The byte of the lock file that is locked to create a cache; lower ones are chunks."""
 
@@ -96,7 +96,7 @@ class CacheWriter:
     """Writer of chunks into a cache; many processes may write, each its own chunks.
 
     Raises CacheError if the folder cannot be written, or the disk is full; what was recorded before
-    stays.
+    is not lost.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -126,7 +126,8 @@ class CacheWriter:
     def write(self, epoch: int, chunk: int, records: np.ndarray, images: np.ndarray) -> None:
         """Write one chunk.
 
-        records: from `encode`. images: rows of the index, int64, from which its samples were made.
+        records: (n,), made by `encode`. images: the rows of the index from which the samples were
+        made, int64 (n,). Raises CacheError.
         """
         count = len(self.manifest.ordinals(chunk))
         assert records.dtype == self.manifest.record, "records come from `encode`"
@@ -135,14 +136,14 @@ class CacheWriter:
         self._put(epoch, [(chunk, data, make_entry(data, hash_images(images)))])
 
     def copy(self, source: Cache, epoch: int, chunks: Sequence[int]) -> None:
-        """Copy whole chunks of an epoch out of another cache with an equal manifest."""
-        # in groups: the disk is waited for once in each, and memory holds one
+        """Copy whole chunks of an epoch from another cache with an equal manifest."""
+        # in groups: the disk is waited for once in each group, and memory holds one group
         for first in range(0, len(chunks), _COPIED_AT_ONCE):
             group = chunks[first : first + _COPIED_AT_ONCE]
             self._put(epoch, [(chunk, *_read_whole(source, epoch, chunk)) for chunk in group])
 
     def _put(self, epoch: int, chunks: Sequence[tuple[int, bytes, bytes]]) -> None:
-        """Write the records of chunks, and their digests when those are on the disk.
+        """Write the records of chunks, and their digests once the records are on the disk.
 
         chunks: number, records and digests of each.
         """

@@ -1,4 +1,4 @@
-"""Build the trackers of a run from its `Config`."""
+"""The trackers of a run, built from its `Config`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from fastdeit.tracking.wandb_tracker import WandbTracker, check_wandb
 
 
 def check_trackers(config: Config) -> None:
-    """Raise ValueError for a tracker that cannot begin."""
+    """Raise ValueError for a tracker that cannot work with these settings."""
     if config.tracking.log_wandb:
         check_wandb()
     path = config.tracking.prometheus
@@ -33,7 +33,7 @@ def load_callbacks(config: Config) -> list[Callback]:
 def build_trackers(
     config: Config, folder: RunFolder, callbacks: Sequence[Callback], note: Callable[[str], None]
 ) -> Trackers:
-    """Return the trackers of a run, for rank 0: TensorBoard, what the settings ask for, and the
+    """Return the trackers of a run, for rank 0: TensorBoard, those that the settings name, and the
     callbacks of the user. note: called with a line for the user."""
     settings = config.tracking
     trackers = Trackers()

@@ -1,4 +1,4 @@
-"""Callbacks: receivers of what happens in a run, of the user and our own."""
+"""Callbacks: receivers of what happens in a run, those of the user and our own."""
 
 import importlib
 from collections.abc import Mapping
@@ -19,11 +19,12 @@ class RunStart:
     """The run folder; a file `stop` that is created in it stops the run after the next step."""
     recipe: str
     settings: Mapping[str, Mapping[str, Any]]
-    """Sections of fields, as in config.yaml."""
+    """The settings: sections of fields, as in config.yaml."""
     facts: Mapping[str, str]
     """The rows of the heading that the run prints."""
     step: int
-    """Optimizer steps done by earlier starts: lines of later steps are not valid any more."""
+    """The number of optimizer steps done by earlier starts; lines of later steps are no longer
+    valid."""
     total_steps: int
     logged_step: int
     """The last step of which an earlier start wrote a line; it may be after `step`."""
@@ -36,18 +37,18 @@ class RunEnd:
     outcome: Literal["finished", "stopped", "failed"]
     step: int
     reason: str = ""
-    """Why it stopped or failed."""
+    """The reason why it stopped or failed."""
     results: Mapping[str, float] = field(default_factory=dict)
-    """Of a finished run, by MODEL/HEAD/MEASURE, as in summary.json."""
+    """The scores of a finished run by MODEL/HEAD/MEASURE, as in summary.json."""
 
 
 class Callback:
     """A receiver of what happens in a run; override the methods that are of use.
 
     The methods are called on rank 0, one after the other, in a thread of their own: the run does
-    not wait for them. An exception ends this callback, with a note, and no run. Arguments are not
-    to be changed. `fastdeit train --callback MODULE:CLASS` makes one of a class without arguments;
-    `train_run(config, callbacks=[...])` takes objects.
+    not wait for them. An exception ends this callback, with a note, and not the run. Arguments must
+    not be changed. `fastdeit train --callback MODULE:CLASS` creates an object of a class without
+    arguments; `train_run(config, callbacks=[...])` takes objects.
     """
 
     def on_start(self, run: RunStart) -> None:
@@ -81,7 +82,7 @@ class Callback:
 def load_callback(name: str) -> Callback:
     """Return the callback that --callback names: the object that MODULE:CLASS makes.
 
-    Raises SettingError for a name that is none.
+    Raises SettingError for any other name.
     """
     module_name, _, attribute = name.partition(":")
     maker = getattr(_import_module(name, module_name), attribute, None) if attribute else None

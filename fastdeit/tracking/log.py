@@ -19,9 +19,10 @@ class MetricLog:
     `images_seen` (the steps times the batch size), `time` (seconds since 1970) and
     `seconds_elapsed` (in all starts of the run).
 
-    steps_per_epoch, batch_size: of the run; trackers: receive each line; warn: called when the disk
-    refuses, which ends no run. Until `open` is called, and on all ranks but 0, nothing is written.
-    Attributes: logged_step, the last step that the file had a line of before it was opened.
+    steps_per_epoch, batch_size: those of the run; trackers: receive each line; warn: called when
+    the disk refuses, which ends no run. Until `open` is called, and on all ranks but 0, nothing is
+    written. Attributes: logged_step, the last step that the file had a line of before it was
+    opened.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class MetricLog:
         return self._seconds_before + time.monotonic() - self._started
 
     def close(self) -> None:
+        """Close the file."""
         if self._lines is not None:
             self._lines.close()
         self._lines = None
@@ -115,7 +117,7 @@ def list_by_step(steps: Sequence[StepStatistics]) -> dict[str, Any]:
 
 def find_step(line: Mapping[str, Any], step: int) -> dict[str, float] | None:
     """Return the values of a step from a line of the log, exactly as they were, or None if the line
-    has none of this step: older versions wrote means alone."""
+    has none of this step: older versions wrote only means."""
     columns = line.get("by_step", {})
     if step not in columns.get("step", ()):
         return None

@@ -1,4 +1,4 @@
-"""The first training samples of a run, for the eye."""
+"""The first training samples of a run, as pictures with titles."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,7 @@ from fastdeit.display.text import TITLE_LETTERS, shorten
 from fastdeit.kernels.mix import mix
 
 MOST_SAMPLES = 16
+"""The largest number of samples that are shown."""
 
 
 @torch.no_grad()

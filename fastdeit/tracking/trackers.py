@@ -13,9 +13,9 @@ from fastdeit.tracking.callbacks import Callback, RunEnd, RunStart
 END_LIMIT_S = 30.0
 """Seconds that the end of a run waits for all trackers together."""
 MAX_WAITING = 10_000
-"""Events that wait for a slow tracker."""
+"""The largest number of events that wait for a slow tracker."""
 BUSY_SHARE = 0.05
-"""Share of one core's time; a tracker that takes more is named in a note."""
+"""The share of one core's time above which a tracker is named in a note."""
 _BEAT_S = 1.0
 _MEASURED_S = 60.0  # from the start; imports and connections are over then
 
@@ -80,11 +80,12 @@ class _Worker:
         self._is_behind = False
 
     def send(self, event: str, *arguments: Any) -> None:
+        """Hand an event to the tracker, and wait for nothing."""
         if self._is_off:
             return
         if not self._thread.ident:
             self._thread.start()
-        # of each tracker its own, or one that adds a field would disturb the others
+        # a copy for each tracker, or one that adds a field would disturb the others
         own = tuple(dict(item) if isinstance(item, Mapping) else item for item in arguments)
         try:
             self._events.put_nowait((event, own))

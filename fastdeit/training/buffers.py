@@ -7,10 +7,11 @@ import torch
 import torch.distributed as dist
 
 Flats = dict[torch.dtype, torch.Tensor]
-"""Buffers one after another, a flat tensor a dtype."""
+"""Tensors one after another, in one flat tensor for each dtype."""
 
 
 def by_dtype(tensors: Iterable[torch.Tensor]) -> dict[torch.dtype, list[torch.Tensor]]:
+    """Return the tensors in groups by dtype, in their order."""
     found: dict[torch.dtype, list[torch.Tensor]] = {}
     for tensor in tensors:
         found.setdefault(tensor.dtype, []).append(tensor)
@@ -18,19 +19,19 @@ def by_dtype(tensors: Iterable[torch.Tensor]) -> dict[torch.dtype, list[torch.Te
 
 
 def flatten(tensors: Iterable[torch.Tensor]) -> Flats:
-    """Copy tensors into a flat one a dtype."""
+    """Return copies of tensors, in one flat tensor for each dtype."""
     groups = by_dtype(tensors).items()
     return {dtype: torch.cat([one.reshape(-1) for one in group]) for dtype, group in groups}
 
 
 def split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """View the tensors in a flat one; like: tensors of their shapes."""
+    """Return views of the tensors in a flat one; like: tensors with their shapes."""
     pieces = flat.split([one.numel() for one in like])
     return [piece.view_as(one) for piece, one in zip(pieces, like, strict=True)]
 
 
 def name_views(named: Mapping[str, torch.Tensor], flats: Flats) -> dict[str, torch.Tensor]:
-    """View the tensors of `named` in what `flatten` made of them, by their names."""
+    """Return views, by name, of the tensors of `named` in what `flatten` made of them."""
     views = {
         dtype: iter(split(flats[dtype], group)) for dtype, group in by_dtype(named.values()).items()
     }
@@ -38,8 +39,8 @@ def name_views(named: Mapping[str, torch.Tensor], flats: Flats) -> dict[str, tor
 
 
 class StepBuffers:
-    """Changes of a step to the buffers of a model: a skipped step nothing, any other the mean over
-    the ranks, each of which has seen its own samples (timm's --dist-bn reduce, after every step).
+    """Buffers of a model after a step: unchanged if it was skipped, else the mean over the ranks,
+    each of which has seen its own samples (timm's --dist-bn reduce, after every step).
 
     read: returns the buffers by name.
     """

@@ -1,4 +1,4 @@
-"""Build what trains from a `Config`: DeepSpeed's settings and the `Trainer`. Importing it needs no
+"""DeepSpeed's settings and the `Trainer`, built from a `Config`. Importing this module needs no
 DALI."""
 
 import contextlib
@@ -87,7 +87,7 @@ def build_trainer(
 def build_rates(
     config: Config, groups: list[dict[str, Any]], steps_per_epoch: int
 ) -> CosineLRScheduler:
-    """Build the schedule of the learning rate of an optimizer's groups."""
+    """Build the schedule of the learning rates of an optimizer's groups."""
     optim = config.optim
     return build_schedule(
         Rates(groups, optim.scaled_lr),
@@ -122,8 +122,8 @@ def build_update(
 
 
 def count_pieces(config: Config, world: World, settings: dict[str, Any], model: nn.Module) -> int:
-    """Return into how many pieces the gradient is cut that are reduced during the backward pass; 1:
-    it is reduced after that."""
+    """Return the number of pieces of the gradient that are reduced during the backward pass; 1: the
+    whole gradient is reduced after it."""
     if config.run.overlap_reduce == "off" or world.size == 1 or world.device.type != "cuda":
         return 1
     flops = count_flops(model, config.data.input_size)
@@ -150,7 +150,7 @@ def note_reduction(config: Config, update: Update) -> list[str]:
 def _build_state(
     config: Config, settings: dict[str, Any], world: World, model: nn.Module
 ) -> TrainerState:
-    """Build the engine, and what belongs to the weights beside it; a collective."""
+    """Build the engine, and the other objects that hold weights; a collective."""
     optim = config.optim
     eval_model = copy.deepcopy(model).to(world.device, precision(config, world)[1]).eval()
     frozen = copy_weights(model, trained=False)
@@ -174,7 +174,7 @@ def build_engine(config: Config, settings: dict[str, Any], world: World, model: 
     module = (LossModule if sharded else FlatLossModule)(model, groups)
     optimizer = build_optimizer(config, world, module)
     exact = copy_weights(model, trained=True)
-    # its ZeRO 3 needs the module itself
+    # DeepSpeed's ZeRO 3 needs the module of Muon itself
     with contextlib.nullcontext() if sharded else without_muon():
         engine, *_ = import_deepspeed().initialize(
             model=module, optimizer=optimizer, config=settings, dist_init_required=False
@@ -196,7 +196,8 @@ def build_groups(config: Config, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def copy_weights(model: nn.Module, *, trained: bool) -> Tensors:
-    """Return copies of the parameters that train, or of those that do not, fp32 on the CPU."""
+    """Return copies of the parameters that are trained, or of those that are not, by name, fp32 on
+    the CPU."""
     return {
         name: parameter.detach().float().cpu().clone()
         for name, parameter in model.named_parameters()
@@ -216,15 +217,16 @@ def build_optimizer(config: Config, world: World, module: LossModule) -> torch.o
 
 
 def build_forward(config: Config, model: nn.Module, dtype: torch.dtype) -> ForwardPass:
-    """Choose how batches are fed: patches and the plan's DropPath mask to our `Student`, images to
-    a timm model."""
+    """Return the forward pass of a model: our `Student` gets patches and the plan's DropPath mask,
+    a timm model gets images."""
     if isinstance(model, Student):
         return PlannedStudent(model.patch_size, dtype, count_copies(config))
     return SeededModel(config.run.seed, dtype, count_copies(config))
 
 
 def build_utilisation(config: Config, world: World, model: nn.Module) -> Utilisation:
-    """Count the model FLOPs of a sample, and find the peak of this rank's device in bf16."""
+    """Return the model FLOPs of a sample and the peak of this rank's device in bf16, as far as they
+    are known."""
     flops = count_flops(model, config.data.input_size)
     is_known = world.device.type == "cuda" and precision(config, world)[0] == "bf16"
     peak = find_peak(torch.cuda.get_device_name(world.device)) if is_known else None
@@ -232,7 +234,7 @@ def build_utilisation(config: Config, world: World, model: nn.Module) -> Utilisa
 
 
 def count_copies(config: Config) -> int:
-    """Return how often the model sees a batch, each time with other DropPath masks."""
+    """Return how many times the model sees a batch, each time with other DropPath masks."""
     return 2 if config.distill.cosub else 1
 
 

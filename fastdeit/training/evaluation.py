@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 Heads = Callable[[torch.Tensor], dict[str, torch.Tensor]]
+"""A function from normalised images (B, 3, H, W) to logits (B, K) by head."""
 Outputs = Mapping[str, torch.Tensor]
 """Logits (B, K) or best classes (B, 5) by MODEL/HEAD."""
 
@@ -34,8 +35,8 @@ def student_heads(module: nn.Module) -> Heads:
 def _run_timm_model(module: Any, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return the logits of a timm model by head.
 
-    A model with two returns them apart in training alone: so the module that joins them, and no
-    other, is in training for this pass.
+    A model with two heads returns them separately only in training mode, so the module that joins
+    them, and no other, is in training mode for this pass.
     """
     joining = next((each for each in module.modules() if hasattr(each, "distilled_training")), None)
     if joining is None:
@@ -86,12 +87,14 @@ def evaluate(
 
 
 def find_best_classes(logits: torch.Tensor) -> torch.Tensor:
-    """Return int64 (B, 5), or (B, K) of fewer classes: the most probable ones, the first first."""
+    """Return the five most probable classes, the most probable first, int64 (B, 5); all K if there
+    are fewer. logits: (B, K)."""
     return logits.topk(min(5, logits.shape[1])).indices
 
 
 def _find_hits(best: Outputs, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return bool (B,) by measure: the rows that count for it. best: the classes."""
+    """Return bool (B,) by measure: the rows that count for it. best: of `find_best_classes`, by
+    MODEL/HEAD."""
     hits = {}
     teacher = best.get("teacher/both")
     for name, classes in best.items():
@@ -103,7 +106,7 @@ def _find_hits(best: Outputs, labels: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 class ClassRecorder:
-    """Collects the class that each head gives each image, on the device; `gather` joins those of
+    """The class that each head gives each image, collected on the device; `gather` joins those of
     all ranks. `add` is an observer of `evaluate`."""
 
     def __init__(self) -> None:
@@ -112,7 +115,8 @@ class ClassRecorder:
         self._columns: list[torch.Tensor] = []
 
     def add(self, batch: Any, logits: Outputs, best: Outputs) -> None:
-        """Add a batch; its `image_index` has the rows of the images, -1 as a label is padding."""
+        """Add a batch; its `image_index` has the rows of the images, and a row with label -1 is
+        padding."""
         self._names = list(best)
         self._rows.append(batch.image_index)
         classes = [classes[:, 0] for classes in best.values()]
@@ -121,8 +125,8 @@ class ClassRecorder:
     def gather(self) -> dict[str, np.ndarray]:
         """Return int32 (N,) by name: `row`, ascending, `label`, and the class by MODEL/HEAD.
 
-        Empty on all ranks but 0, and before the first batch. A collective, if there is a process
-        group.
+        The dict is empty on all ranks but 0, and before the first batch. A collective, if there is
+        a process group.
         """
         if not self._columns:
             return {}

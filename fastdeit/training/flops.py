@@ -1,9 +1,9 @@
-"""Model FLOPs of training, and which share they are of what a device can do (MFU).
+"""Model FLOPs of training, and their share of a device's peak (MFU).
 
-Model FLOPs are those of matrix products and convolutions, 2 a multiply-add: forward pass, gradients
-of the weights that train, gradients of activations. What a program computes again, or not at all,
-does not change them, and neither a teacher, the augmentation nor the optimizer count. Source of the
-term MFU: Chowdhery et al. 2022 (2204.02311), appendix B.
+Model FLOPs are those of matrix products and convolutions, 2 for a multiply-add: forward pass,
+gradients of the weights that are trained, gradients of activations. What a program computes again,
+or not at all, does not change them; teacher, augmentation and optimizer are not counted. Source of
+the term MFU: Chowdhery et al. 2022 (2204.02311), appendix B.
 """
 
 from collections.abc import Iterator
@@ -41,16 +41,16 @@ PEAK_TFLOPS = {
     "RTX 4090": 165.2,
     "RTX 3090": 71.0,
 }
-"""TFLOP/s of dense bf16 products with fp32 sums, by a part of the device's name, the longest one
-first. Source: NVIDIA's data sheets and architecture white papers."""
+"""TFLOP/s of dense bf16 products with fp32 sums, by words of the device's name; of several that
+fit, the longest counts. Source: NVIDIA's data sheets and architecture white papers."""
 
 
 _LESS = {"MIG", "Laptop", "D"}
-"""Words of names of GPUs that can do less than their namesake."""
+"""Words in the names of GPUs that are slower than their namesake."""
 
 
 EFFICIENCY = 0.45
-"""Share of the peak that a step is assumed to reach, where a plan needs its time."""
+"""The share of the peak that a step is assumed to reach, where its time is estimated."""
 
 
 def estimate_backward_ms(flops: float, peak_tflops: float) -> float:
@@ -66,28 +66,29 @@ def find_peak(name: str) -> float | None:
 
 
 def find_model(name: str) -> str | None:
-    """Return the name in `PEAK_TFLOPS` of a device with this name; None if it is not there."""
+    """Return the key in `PEAK_TFLOPS` of a device with this name; None if there is none."""
     words = name.split()
     known = [key for key in PEAK_TFLOPS if _contains(words, key.split())]
     return max(known, key=len) if known and not _LESS & {*words} else None
 
 
 def _contains(words: list[str], part: list[str]) -> bool:
-    """Return True if the words of a part follow each other among `words`; what follows a dash
-    does not count: "A100-SXM4-80GB" is an A100."""
+    """Return True if the words of `part` follow one another in `words`; what follows a dash does
+    not count: "A100-SXM4-80GB" is an A100."""
     heads = [word.partition("-")[0] for word in words]
     starts = range(len(words) - len(part) + 1)
     return any(heads[at : at + len(part)] == part for at in starts)
 
 
 class Utilisation(NamedTuple):
-    """Use of the devices by the rate of a run."""
+    """Model FLOPs and peak of the devices of a run, which turn its rate into their utilisation."""
 
     flops: float | None
     """Model FLOPs of training on one image; None: not known."""
     devices: int
+    """The number of devices of the run."""
     peak_tflops: float | None
-    """Of one device in the training precision; None: not known."""
+    """The peak of one device in the training precision, in TFLOP/s; None: not known."""
 
     def rate(self, images_per_s: float) -> dict[str, float]:
         """Return `tflops`, the model TFLOP/s of one device, and `mfu`, their share of its peak, as
@@ -128,8 +129,10 @@ class _Product(NamedTuple):
     """A matrix product for one image."""
 
     macs: int
+    """The number of multiply-adds."""
     trains: bool
-    """The gradient of its weights is computed, of attention that of its second operand."""
+    """True if the gradient of its weights is computed, or in attention that of its second
+    operand."""
 
 
 def _list_products(student: Student) -> Iterator[_Product]:

@@ -17,7 +17,7 @@ from fastdeit.training.losses import Criterion
 
 
 class ForwardPass(Protocol):
-    """Forward pass of a model; a batch is mixed first: the teacher sees the same images."""
+    """Forward pass of a model; a batch is mixed first, so that the teacher sees the same images."""
 
     draws: bool
     """True if the model draws random numbers of its own."""
@@ -29,14 +29,14 @@ class ForwardPass(Protocol):
         """Set the generator that the model draws from in `run`."""
 
     def run(self, model: nn.Module, inputs: torch.Tensor, masks: torch.Tensor | None) -> Any:
-        """Return the model's outputs for what `mix` made of a batch; masks: its
-        `drop_path_mask`."""
+        """Return the model's outputs, logits (B, K) of one head or of both, for what `mix` made of
+        a batch; masks: its `drop_path_mask`."""
 
 
 class PlannedStudent:
     """Forward pass of our `Student`: it takes patches, and the plan draws its DropPath mask.
 
-    copies: times that it sees the batch, one copy after the other, each with masks of its own:
+    copies: how many times it sees the batch, one copy after the other, each with masks of its own:
     (B, copies * depth, 2) in the batch.
     """
 
@@ -61,7 +61,7 @@ class PlannedStudent:
         pass
 
     def run(self, model: nn.Module, inputs: torch.Tensor, masks: torch.Tensor | None) -> Any:
-        if masks is None:  # the student would draw one that no replay repeats
+        if masks is None:  # the student would draw a mask that no replay repeats
             raise ValueError("drop_path_mask must be the plan's (got None)")
         if self.copies > 1:
             masks = torch.cat(masks.chunk(self.copies, dim=1))
@@ -73,7 +73,7 @@ class SeededModel:
     numbers.
 
     They follow from (seed, step, samples of the batch), so a step that is repeated draws the same.
-    copies: times that it sees the batch, one copy after the other.
+    copies: how many times it sees the batch, one copy after the other.
     """
 
     draws = True
@@ -84,7 +84,7 @@ class SeededModel:
         self.copies = copies
 
     def mix(self, batch: Batch, *, with_images: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # a convolution is up to 1.8 times as fast with them, a vision transformer no slower
+        # a convolution is up to 1.8 times as fast on channels last, a vision transformer no slower
         images = mix(batch.unmixed, batch.lam, batch.box, self.dtype, channels_last=True)
         return images, images if with_images else None
 

@@ -21,7 +21,7 @@ from fastdeit.kernels.distill import (
 )
 
 Criterion = Callable[..., LossParts]
-"""Called as `DistillationLoss` is."""
+"""A loss with the arguments and the result of a `DistillationLoss`."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,10 @@ class CosubLoss:
         lam: torch.Tensor,
         teacher_output: torch.Tensor | None = None,
     ) -> LossParts:
-        """Return the loss of a batch of pairs; `distill` is the part from the other submodel.
+        """Return the loss of a batch of pairs; `distill` is the term from the other submodel.
 
-        outputs: logits (2 * B, K), those of one submodel first; of two heads their mean counts.
+        outputs: logits (2 * B, K), those of one submodel first; with two heads, their mean counts.
+        labels: (B,) int64; lam: (B,) fp32.
         """
         logits = outputs if isinstance(outputs, torch.Tensor) else torch.stack(outputs).mean(0)
         one, other = logits.float().chunk(2)

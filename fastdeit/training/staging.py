@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 
 SLOTS = 2
-"""Steps whose numbers may be under way at once: the host waits for a step before it stages the
-numbers of the second one after it."""
+"""The largest number of steps whose numbers are under way at once: the host waits for a step before
+it stages the numbers of the second one after it."""
 
 
 class StagedNumbers:
@@ -15,7 +15,7 @@ class StagedNumbers:
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.values = torch.zeros(count, device=device)
-        """fp32 (count,); its memory stays the same."""
+        """The numbers on the device, fp32 (count,), always in the same memory."""
         self._staged = _host_memory(SLOTS, count, device)
         self._written = self._staged.numpy()
         self._slot = 0

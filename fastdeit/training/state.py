@@ -21,9 +21,9 @@ class TrainerState:
     """Weights, Adam's moments, EMA and buffers of a model under a DeepSpeed engine (ZeRO 1, 2 or
     3), and the counters of its steps. Starts at step 0.
 
-    engine: runs a `LossModule` (training/zero/flat.py). eval_model: a second copy of the model
-    on the device, in evaluation mode and the training precision, for the EMA. ema_decay: None: no
-    EMA; ema_warmup: as of `Ema`. frozen: the parameters that do not train, fp32 on the CPU: the
+    engine: runs a `LossModule` (training/zero/flat.py). eval_model: a second copy of the model on
+    the device, in evaluation mode and the training precision, for the EMA. ema_decay: None: no EMA;
+    ema_warmup: as of `Ema`. frozen: the parameters that are not trained, fp32 on the CPU: the
     optimizer has no state of them, and the device holds them in the training precision.
     """
 
@@ -52,10 +52,10 @@ class TrainerState:
         self._has_buffers = bool(self.buffers())
         self._step_buffers = StepBuffers(self.buffers)
         self.step = 0
-        """Of the next optimizer step."""
+        """The number of the next optimizer step."""
         self.digest = 0
-        """Of all samples so far that this rank counts: its own, and on rank 0 those of earlier
-        processes."""
+        """The digest of all samples so far that this rank counts: its own, and on rank 0 those of
+        earlier processes."""
         self._whole: nn.Module | None = None
 
     @property
@@ -70,8 +70,8 @@ class TrainerState:
 
     @property
     def skipped(self) -> int:
-        """Return the steps so far that changed nothing: the optimizer counts the others, on the
-        device; waits for it."""
+        """Return the number of steps so far that changed nothing; waits for the device, on which
+        the optimizer counts the others."""
         return self.step - self.partitions.count_applied()
 
     def prepare_step(self) -> None:
@@ -113,7 +113,7 @@ class TrainerState:
     def module(self) -> nn.Module:
         """Return the model in evaluation mode and the training precision; a collective.
 
-        At ZeRO 3, where each rank holds a part of every weight, it is a whole copy.
+        At ZeRO 3, where each rank holds a piece of every weight, it is a whole copy.
         """
         module = self.model.eval()
         if self.engine.zero_optimization_stage() < 3:

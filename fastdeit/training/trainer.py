@@ -29,20 +29,22 @@ from fastdeit.training.state import TrainerState
 from fastdeit.training.zero.update import Update
 
 LOSSES = ("loss", "base", "distill")
+"""The names of the losses of a micro-batch."""
 STATISTICS = (*LOSSES, "grad_norm")
-"""Names of what `Trainer.train_step` returns, in this order."""
+"""The names of what `Trainer.train_step` returns, in this order."""
 
 
 class MicroStep(NamedTuple):
     """Record of a micro-batch until its optimizer step is over."""
 
     losses: torch.Tensor
-    """fp32 (3,) on the device: means of `LOSSES`."""
+    """The means of `LOSSES`, fp32 (3,) on the device."""
     ordinals: torch.Tensor
-    """int64 (B,) on the CPU."""
+    """The ordinals of the samples, int64 (B,) on the CPU."""
     image_index: torch.Tensor
-    """int64 (B,) on the CPU."""
+    """The rows of the images in the index, int64 (B,) on the CPU."""
     digest: int
+    """The digest of the samples."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,12 @@ class LaunchedStep:
     micro_steps: list[MicroStep]
     flags: StagedFlags
     flag: int
-    """Number of the flag that says whether it was skipped."""
+    """The number of the flag that is 1.0 if the step was skipped."""
 
     @functools.cached_property
     def applied(self) -> bool:
-        """True if the step changed the weights, the same on every rank; the first call waits for
-        the device to finish the step."""
+        """Return True if the step changed the weights, the same on every rank; the first call waits
+        for the device to finish the step."""
         return not self.flags.read(self.flag)
 
 
@@ -71,14 +73,15 @@ class Trainer:
     forward: ForwardPass
     teacher: LiveTeacher | None
     decode: Callable[[torch.Tensor], torch.Tensor] | None
-    """Maps a batch's teacher records to the teacher's output; None: batches hold no records."""
+    """A function from a batch's teacher records to the teacher's output; None: batches hold no
+    records."""
     criterion: Criterion
     schedule: Scheduler
     kernels: str = "auto"
     """The backend of the kernels in this trainer's steps (kernels/backend.py)."""
     graphs: Graphs | None = None
-    """Runs the teacher, the student, its backward pass and the update as graphs; None: as they
-    are."""
+    """The graphs that run the teacher, the student, its backward pass and the update; None: these
+    run without graphs."""
     _flags: StagedFlags = field(init=False)
     _last: LaunchedStep | None = None
 
@@ -97,7 +100,7 @@ class Trainer:
 
     @property
     def last(self) -> LaunchedStep:
-        """The last step that was trained; there must be one."""
+        """Return the last step that was trained; there must be one."""
         assert self._last is not None, "no step was trained"
         return self._last
 
@@ -108,7 +111,8 @@ class Trainer:
 
     @property
     def applied(self) -> bool:
-        """True if the last step changed the weights, the same on every rank; waits for it."""
+        """Return True if the last step changed the weights, the same on every rank; waits for
+        it."""
         return self.last.applied
 
     @property
@@ -141,7 +145,7 @@ class Trainer:
         return torch.cat((losses, self.update.grad_norm.view(1)))
 
     def _prepare(self) -> None:
-        """Set what the next step finds: modes, buffers, learning rates."""
+        """Prepare the next step: modes, buffers, learning rates."""
         self.state.prepare_step()
         self.schedule.step_update(self.state.step)
         self.update.set_rates(self._rates())
@@ -159,7 +163,8 @@ class Trainer:
         return MicroStep(losses, batch.ordinals, batch.image_index, batch.digest)
 
     def _loss_of(self, batch: Batch, criterion: Criterion) -> MicroLoss:
-        """Mix a micro-batch, run or look up the teacher; return the loss that is left to do."""
+        """Mix a micro-batch, run or look up the teacher; return the loss that remains to be
+        computed."""
         needs_teacher = self.teacher is not None and batch.teacher_record is None
         inputs, images = self.forward.mix(batch, with_images=needs_teacher)
         teacher_output = self._teacher_output(batch, images)
@@ -174,7 +179,7 @@ class Trainer:
             return self.decode(batch.teacher_record)
         if self.teacher is None or images is None:
             return None
-        # a function may change what a graph would repeat as it was
+        # a Python function may do something else at each call, which a graph would not repeat
         is_network = getattr(self.teacher, "is_network", False)
         run = self._run if is_network else run_eagerly
         return run("teacher", self.teacher, images)
@@ -196,7 +201,7 @@ class Trainer:
             run("update", functools.partial(self._finish_parts, run_eagerly))
 
     def _finish_parts(self, run: Run) -> None:
-        """Do the work of `_finish`; run: calls the parts of it that are no collectives."""
+        """Do the work of `_finish`; run: calls those functions in it that are no collectives."""
         self.update.step(run)
         run("EMA", functools.partial(self.state.finish_step, self.update.skipped))
 
@@ -216,7 +221,7 @@ class Trainer:
         self.state.step += 1
 
     def record_graphs(self, batch: Batch) -> None:
-        """Record the graphs of the steps to come, if there are any; the state stays bit-equal.
+        """Record the graphs of the steps to come, if there are any; no bit of the state changes.
 
         batch: a micro-batch with the shapes and dtypes of those to come. A collective.
         """
@@ -248,7 +253,7 @@ class StepStatistics(NamedTuple):
     step: int
     lr: float
     values: list[float]
-    """`STATISTICS`, over all ranks: fp32 numbers."""
+    """The `STATISTICS` over all ranks, fp32 numbers."""
 
     @property
     def applied(self) -> bool:
@@ -257,7 +262,7 @@ class StepStatistics(NamedTuple):
 
 
 class Meter:
-    """Statistics of steps, kept on the device until they are read."""
+    """Statistics of steps, which remain on the device until they are read."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, float]] = []

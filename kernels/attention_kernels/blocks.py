@@ -23,7 +23,7 @@ def _attention_fwd_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Attend BLOCK_M queries of one image and head to all keys, BLOCK_N at a time; grid: pairs of
-    image and head · blocks of queries. lse: fp32 (B, H, N), of base 2."""
+    image and head · blocks of queries. lse: fp32 (B, H, N), base 2."""
     BLOCKS: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
     STRIDE: tl.constexpr = 3 * H * D
     FULL: tl.constexpr = N // BLOCK_N * BLOCK_N if TAIL else N
@@ -56,7 +56,7 @@ def _attention_fwd_kernel(
 
 
 def launch_blocks(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, launch: Launch) -> None:
-    """Write out and lse."""
+    """Write out and lse; arguments as in `attention_triton`."""
     batch, N, _, H, D = qkv.shape
     width = tail(N, launch["BLOCK_N"], 8 * qkv.element_size())
     sizes = {"N": N, "H": H, "D": D, "PAD": padded(D), "TAIL": width}

@@ -54,8 +54,8 @@ def _attention_bwd_dq_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Compute dQ and delta, fp32 (B, H, N), of BLOCK_M queries of one image and head; grid: pairs ·
-    blocks of queries."""
+    """Compute dQ and delta, fp32 (B, H, N), of BLOCK_M queries of one image and head; grid: pairs
+    of image and head · blocks of queries."""
     BLOCKS: tl.constexpr = (N + BLOCK_M - 1) // BLOCK_M
     pair = (tl.program_id(0) // BLOCKS).to(tl.int64)
     offs = pair // H * (N * 3 * H * D) + pair % H * D
@@ -132,8 +132,8 @@ def _attention_bwd_dkdv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Compute dK and dV of BLOCK_N keys of one image and head; grid: pairs · blocks of keys. delta:
-    what the first kernel has written."""
+    """Compute dK and dV of BLOCK_N keys of one image and head; grid: pairs of image and head ·
+    blocks of keys. delta: written by the first kernel."""
     BLOCKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     pair = (tl.program_id(0) // BLOCKS).to(tl.int64)
     offs = pair // H * (N * 3 * H * D) + pair % H * D
@@ -172,7 +172,8 @@ def launch_pair(
     dq: Launch,
     dkdv: Launch,
 ) -> None:
-    """Write dqkv; dq, dkdv: the launches of the two kernels."""
+    """Write dqkv, the gradient of qkv, from grad, that of out. dq, dkdv: the launches of the two
+    kernels."""
     batch, N, _, H, D = qkv.shape
     bits = 8 * qkv.element_size()
     sizes = {"N": N, "H": H, "D": D, "PAD": padded(D)}

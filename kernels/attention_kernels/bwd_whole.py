@@ -1,8 +1,8 @@
 """Backward of attention by one program for each image and head.
 
-The formula, the arguments and the choice of a form: bwd.py. In the form "ahead" a program
-also reads, once it has its own inputs, those of the program that will follow it on the same
-multiprocessor, AHEAD numbers on: they come into L2 while this one computes. One program fills a
+The formula, the arguments and the choice of a form: bwd.py. In the form "ahead" a program first
+reads its own inputs, then those of the program that will follow it on the same multiprocessor,
+whose number is AHEAD larger. These come into L2 while this program computes. One program fills a
 multiprocessor, so no other hides its wait for memory.
 """
 
@@ -91,7 +91,8 @@ def _touch_pair(
     PAD: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Fetch what a pair reads into L2; none where the number is past the last."""
+    """Fetch into L2 what the program of a pair will read; nothing if the number is past the last
+    pair."""
     rows = tl.where(pair < pairs, 0, N) + tl.arange(0, BLOCK_M)
     q_ptr = qkv_ptr + pair // H * (N * 3 * H * D) + pair % H * D
     offs_out = pair // H * (N * H * D) + pair % H * D
@@ -118,8 +119,8 @@ def _attention_bwd_whole_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Compute dQ, dK and dV of one image and head, whose N queries fit into BLOCK_M; grid:
-    pairs."""
+    """Compute dQ, dK and dV of one image and head, whose N queries fit into BLOCK_M; grid: pairs of
+    image and head."""
     pair = tl.program_id(0).to(tl.int64)
     offs = pair // H * (N * 3 * H * D) + pair % H * D
     offs_out = pair // H * (N * H * D) + pair % H * D
@@ -158,8 +159,9 @@ def launch_whole(
     dqkv: torch.Tensor,
     launch: Launch,
 ) -> None:
-    """Write dqkv. A launch of the form "ahead" has AHEAD, the number of programs that the GPU runs
-    at once. Raises ValueError if a program of the launch cannot hold all tokens."""
+    """Write dqkv, the gradient of qkv, from grad, that of out. A launch of the form "ahead" has
+    AHEAD, the number of programs that the GPU runs at once. Raises ValueError if a program of the
+    launch cannot hold all tokens."""
     batch, N, _, H, D = qkv.shape
     if launch["BLOCK_M"] < N:
         raise ValueError(f"BLOCK_M must be at least {N}, the number of tokens (got {launch})")

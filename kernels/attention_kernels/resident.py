@@ -2,9 +2,9 @@
 256 tokens.
 
 The formula and the arguments: attention.py. One program per image and head loads K and V once, in
-up to three parts whose widths add up to little more than N, and loops over blocks of queries, of
-which the next is fetched while one is computed. Bytes as in the other form, but K and V are read
-once, not once a block of queries from L2.
+up to three blocks whose widths add up to little more than N. It loops over blocks of queries; the
+next block is fetched while one is computed. The bytes are those of the other form, but K and V are
+read once, not from L2 for each block of queries.
 """
 
 import torch
@@ -15,12 +15,13 @@ from fastdeit.kernels.attention_kernels.rows import TAIL, attend, load_rows, sto
 from fastdeit.kernels.launch_configs import Launch, padded
 
 MAX_RESIDENT = 256
-"""Tokens whose keys and values fit on the chip."""
+"""The largest number of tokens whose keys and values fit on the chip."""
 
 
 def split_keys(N: int) -> tuple[int, int, int]:
-    """Return the widths of the three parts of N keys, N at most 256: powers of two, 0 where a part
-    is not needed. The last may reach past N; at 197 and 198 tokens they are 128, 64 and 16."""
+    """Return the widths of the three blocks of N keys, N at most 256: powers of two, 0 where a
+    block is not needed. The last may reach past N; at 197 and 198 tokens they are 128, 64 and
+    16."""
     parts = []
     while N > 0:
         width = min(128, max(TAIL, padded(N)))
@@ -46,7 +47,7 @@ def _attention_resident_kernel(
     LAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Attend all queries of one image and head, BLOCK_M at a time, to keys in parts of FIRST,
+    """Attend all queries of one image and head, BLOCK_M at a time, to keys in blocks of FIRST,
     SECOND and LAST; grid: pairs of image and head."""
     STRIDE: tl.constexpr = 3 * H * D
     TWO: tl.constexpr = FIRST + SECOND
@@ -85,7 +86,8 @@ def _attention_resident_kernel(
 def launch_resident(
     qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, launch: Launch
 ) -> None:
-    """Write out and lse. Raises ValueError for more than 256 tokens."""
+    """Write out and lse; arguments as in `attention_triton`. Raises ValueError for more than 256
+    tokens."""
     batch, N, _, H, D = qkv.shape
     if N > MAX_RESIDENT:
         raise ValueError(f"the form resident takes at most {MAX_RESIDENT} tokens (got {N})")

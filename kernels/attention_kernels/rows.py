@@ -1,5 +1,5 @@
-"""Rows of a head in attention's kernels: loads, stores, their sums in the forward, and the width of
-the last block."""
+"""Rows of a head in attention's kernels: their loads and stores, the sums of the forward, and the
+width of the last block."""
 
 import triton
 import triton.language as tl

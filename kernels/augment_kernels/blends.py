@@ -12,7 +12,7 @@ from fastdeit.kernels.augment_kernels.ops import blend, blend_reference, gray
 
 
 def sharpen_reference(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Sharpen images, uint8 (B, H, W, 3), each by its factor, (B,); the border stays."""
+    """Sharpen images, uint8 (B, H, W, 3), each by its factor, (B,); the border does not change."""
     out = images.clone()
     wide = images.int()
     height, width = images.shape[1:3]
@@ -28,7 +28,7 @@ def sharpen_reference(images: torch.Tensor, factor: torch.Tensor) -> torch.Tenso
 
 @triton.jit
 def saturate(in_ptr, out_ptr, pixel, mask, factor):
-    """Blend the pixels, numbers in an image, with their grey."""
+    """Blend pixels of an image with their grey; pixel: their numbers, factor: fp32."""
     red = tl.load(in_ptr + pixel * 3, mask=mask, other=0).to(tl.int32)
     green = tl.load(in_ptr + pixel * 3 + 1, mask=mask, other=0).to(tl.int32)
     blue = tl.load(in_ptr + pixel * 3 + 2, mask=mask, other=0).to(tl.int32)
@@ -40,7 +40,8 @@ def saturate(in_ptr, out_ptr, pixel, mask, factor):
 
 @triton.jit
 def sharpen(in_ptr, out_ptr, offs, factor, height, width):
-    """Sharpen the bytes at offs; a byte's neighbours in its channel are 3 and 3 · width away."""
+    """Sharpen the bytes of an image at offs; a byte's neighbours in its channel are 3 and 3 · width
+    away."""
     mask = offs < height * width * 3
     x = (offs // 3) % width
     y = offs // (3 * width)

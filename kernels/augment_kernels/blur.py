@@ -4,9 +4,10 @@
     box: ⌊(inner · Σ of the levels nearer than radius + outer · the two beyond + 2²³) / 2²⁴⌋,
     with the outermost pixels continued
 
-Each box is a pass of its own, from one buffer into another; its radius differs by image and is 0 or
-1 up to a deviation of 2. Bytes per blurred image: reads 18·H·W, writes 18·H·W; nothing is read or
-written of the others. Source: Pillow 12.3, src/libImaging/BoxBlur.c; Gwosdek et al., SSVM 2011.
+Each box is a pass of its own, from one buffer into another; its radius differs between images and
+is 0 or 1 up to a deviation of 2 pixels. Bytes per blurred image: reads 18·H·W, writes 18·H·W;
+nothing is read or written of the others. Source: Pillow 12.3, src/libImaging/BoxBlur.c; Gwosdek et
+al., SSVM 2011.
 """
 
 import torch
@@ -112,7 +113,7 @@ def _augment_box_kernel(
         after = tl.minimum(place + count + 1, last)
         ends = tl.load(line_ptr + before * stride, mask=mask, other=0).to(tl.uint32)
         ends += tl.load(line_ptr + after * stride, mask=mask, other=0)
-        # up to 255 · 2²⁴ and a half: without sign
+        # at most 255 · 2²⁴ + 2²³, which fits 32 bits only without a sign
         total = window * inner.to(tl.uint32) + ends * outer.to(tl.uint32) + 8388608
         tl.store(out_ptr + image * size + offs, (total >> 24).to(tl.uint8), mask=mask)
 
@@ -125,7 +126,8 @@ def launch_blur(
     allowed: int,
     out: torch.Tensor,
 ) -> None:
-    """Write the blurred images into out, and do not touch the others."""
+    """Write the blurred images into out, uint8 (B, H, W, 3); the others in it do not change. The
+    other arguments are those of `augment`, for one layer."""
     batch, height, width, _ = images.shape
     spare = torch.empty_like(images)
     size = height * width * 3

@@ -1,8 +1,9 @@
-"""Common parts of `augment`: the numbers of the operations, grey, and the blend of two levels.
+"""Definitions that the files of `augment` share: the numbers of the operations, grey, and the blend
+of two levels.
 
 PIL's arithmetic, bit for bit (Pillow 12.3, src/libImaging): Convert.c for grey in 16-bit fixed
 point, Blend.c for the blend in single precision, clipped and truncated. A product and a sum must be
-rounded one after the other, so every kernel of these files that computes with floating point is
+rounded separately, not fused, so every kernel of these files that computes with floating point is
 launched with `EXACT`.
 """
 
@@ -49,11 +50,14 @@ SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y = (
 GRAYSCALE, BLUR, COUNT = tl.constexpr(15), tl.constexpr(16), tl.constexpr(17)
 
 STATISTICS = ("AutoContrast", "Equalize", "ContrastIncreasing")
+"""The operations that need statistics of the image."""
 TABLES = (
     *STATISTICS,
     *("Invert", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd", "BrightnessIncreasing"),
 )
+"""The operations that map a level to a level."""
 WARPS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+"""The operations that move pixels."""
 
 EXACT = {"enable_fp_fusion": False}
 """Launch option: no fused multiply-add, which rounds once where PIL rounds twice."""
@@ -78,8 +82,8 @@ def blend_reference(base: torch.Tensor, level: torch.Tensor, factor: torch.Tenso
 
 
 def sqrt_reference(x: torch.Tensor) -> torch.Tensor:
-    """Return the square root of fp64, rounded correctly: on a CPU one in 80 of torch's own is not,
-    which are MKL's."""
+    """Return the square root of fp64, correctly rounded: of torch's own roots on a CPU, which MKL
+    computes, one in 80 is not."""
     root = x.sqrt()
     high = (root.view(torch.int64) & ~0x7FFFFFF).view(torch.float64)
     low = root - high
@@ -89,11 +93,14 @@ def sqrt_reference(x: torch.Tensor) -> torch.Tensor:
 
 @triton.jit
 def gray(red, green, blue):
+    """Return the grey level of int32 red, green and blue (ITU-R 601-2)."""
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
 
 
 @triton.jit
 def blend(base, level, factor):
+    """Return base + factor * (level - base), int32 of 0 to 255; base and level: integers, factor:
+    fp32."""
     mixed = base.to(tl.float32) + factor * (level - base).to(tl.float32)
     return tl.minimum(tl.maximum(mixed, 0.0), 255.0).to(tl.int32)
 

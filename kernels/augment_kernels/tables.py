@@ -70,7 +70,8 @@ def table_reference(name: str, images: torch.Tensor, a: torch.Tensor) -> torch.T
 
 
 def look_up_reference(images: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Replace each level by that of its image's and channel's table."""
+    """Replace each level of images, uint8 (B, H, W, 3), by its entry in the image's and channel's
+    table, uint8 (B, 3, 256)."""
     planes = images.flatten(1, 2).mT.long()  # (B, 3, H·W)
     return table.gather(2, planes).mT.reshape(images.shape)
 

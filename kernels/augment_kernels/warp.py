@@ -85,8 +85,8 @@ def _cubic_of_line(line_ptr, p, q, r, s, mask, t):
 
 @triton.jit
 def _four_near(place, last, stride):
-    """Split a coordinate into offsets of the four pixels around it, of pixels 0 to `last`, and the
-    fraction."""
+    """Return the offsets of the four pixels around a coordinate, of pixels 0 to `last`, and the
+    coordinate's fraction."""
     whole = tl.floor(place)
     near = whole.to(tl.int32)
     p = tl.minimum(tl.maximum(near - 1, 0), last) * stride
@@ -144,6 +144,7 @@ def _slide(in_ptr, out_ptr, pixel, mask, op, a, fill, height, width):
 
 @triton.jit
 def is_warp(op):
+    """Return True if this image's operation moves pixels."""
     return (
         (op == ROTATE)
         | (op == SHEAR_X)
@@ -155,7 +156,8 @@ def is_warp(op):
 
 @triton.jit
 def warp(in_ptr, out_ptr, pixel, op, a, b, fill, height, width):
-    """Warp some pixels of one image; a, b: fp64; fill: 8 bits a channel, red lowest."""
+    """Warp pixels of one image; pixel: their numbers; a, b: the arguments, fp64; fill: 8 bits a
+    channel, red lowest."""
     mask = pixel < height * width
     if op == ROTATE:
         _rotate(in_ptr, out_ptr, pixel, mask, a, b, fill, height, width)

@@ -1,9 +1,9 @@
-"""Fused form of `distill`: loss, both parts and both heads' gradients in one launch; no (B, K)
+"""Fused form of `distill`: loss, both terms and both heads' gradients in one launch; no (B, K)
 target is built.
 
-One program per row and head (rows.py) writes the row's part to a buffer and increments a
-counter; the last one adds the parts in the order of the rows, so that the loss does not depend on
-the order of the programs.
+One program per row and head (rows.py) writes the row's term to a buffer and increments a counter;
+the last one adds the terms in the order of the rows, so that the loss does not depend on the order
+of the programs.
 
 Bytes per image, one head: reads K logits (2·K with the teacher's), writes K gradients; the backward
 reads and writes them again, to apply the incoming gradient.
@@ -109,7 +109,7 @@ def _distill_fwd_kernel(
         )
         tl.store(rows_ptr + batch + row, part)
 
-    tl.debug_barrier()  # the part is written before the program is counted
+    tl.debug_barrier()  # the term is written before the program is counted
     if is_last(counter_ptr):
         base = mean_of_rows(rows_ptr, batch, BLOCK_ROWS)
         distilled = 0.0
@@ -134,13 +134,13 @@ _counters: dict[tuple[int, int], torch.Tensor] = {}
 
 
 def counter_of(device: torch.device) -> torch.Tensor | None:
-    """Return the counter of finished programs for the current stream; it is 0 before and after
-    every launch, so it is never reset.
+    """Return the counter of finished programs for the current stream, int32 (1,); it is 0 before
+    and after every launch, so it is never reset.
 
-    The launches of a stream run one after another and share it. None, for which the op makes a
-    counter of its own: off the GPU, and while a CUDA graph is captured, since two graphs captured
-    on one stream may be replayed at the same time (the same holds for compiled code, which does not
-    call this).
+    The launches of a stream run one after another and share it. On a CPU, and while a CUDA graph is
+    captured, the result is None, and the op makes a counter of its own: two graphs that were
+    captured on one stream may be replayed at the same time. The same holds for compiled code, which
+    does not call this function.
     """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return None
@@ -151,9 +151,10 @@ def counter_of(device: torch.device) -> torch.Tensor | None:
 
 
 def _grads_like(cls_logits: torch.Tensor, kind: str, with_grads: bool) -> torch.Tensor:
-    """Allocate the gradients, one for kind "none", whose heads share it; fp32 for fp16 logits.
+    """Allocate the gradients (heads, B, K): one for kind "none", whose heads share it; fp32 for
+    fp16 logits.
 
-    A mean's gradients are below the range of fp16 until the backward applies a loss scaler's
+    The gradients of a mean are below the range of fp16 until the backward applies a loss scaler's
     factor.
     """
     heads = 1 if kind == "none" else 2
@@ -234,8 +235,8 @@ def distill_triton(
     legacy: bool,
     with_grads: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Launch the kernel; return loss, base, distill and the gradients of loss, which the backward
-    scales.
+    """Launch the kernel; return loss, base and distill, 0-d fp32, and the gradients of loss (heads,
+    B, K), which the backward scales.
 
     Arguments as checked by `distill`; counter: `counter_of`, or None for a new one. Takes
     CPU tensors under TRITON_INTERPRET=1.

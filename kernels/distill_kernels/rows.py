@@ -1,4 +1,4 @@
-"""One row of one head in `distill`: its part of the loss and its gradient.
+"""One row of one head in `distill`: its term of the loss and its gradient.
 
 With x = logits - their maximum, s = Σ exp(x), and a target t that sums to one,
 
@@ -171,8 +171,8 @@ def decision_of_row(teacher_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def mean_of_rows(rows_ptr, batch, BLOCK_ROWS: tl.constexpr):
-    """Return the mean of the rows' parts, in a fixed order; read past the first-level cache, since
-    other programs wrote them."""
+    """Return the mean of the rows' terms, added in a fixed order; they are not read from the
+    first-level cache, since other programs wrote them."""
     offs = tl.arange(0, BLOCK_ROWS)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     start = 0

@@ -63,7 +63,7 @@ def _mix_pixels_kernel(
     tensors = (lam_ptr, box_ptr, patches_ptr, mixed_ptr)
     erase_ptr += pair * 8
     if touches(erase_ptr, start, W, BLOCK) | touches(erase_ptr + 4, start, W, BLOCK):
-        # in parts, as in `normalise`
+        # in smaller blocks, as in `normalise`
         for part in range(0, BLOCK, BLOCK_PART):
             first = start + part
             _mix_pixels_block(pixels, tensors, pair, first, H, W, P, MODE, LAST, True, BLOCK_PART)
@@ -107,10 +107,10 @@ def mix_pixels_triton(
     with_images: bool,
     channels_last: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Launch the kernel; arguments as checked by `mix` and `mix_patches`, mode its place in MODES.
+    """Launch the kernel; arguments as checked by `mix` and `mix_patches`, mode: the place in MODES.
 
-    patch_size 0: no patches, an empty tensor; so are images without with_images. Takes CPU tensors
-    under TRITON_INTERPRET=1.
+    Returns patches and images, as `mix_patches` does; with patch_size 0 the patches are an empty
+    tensor, and without with_images the images. Takes CPU tensors under TRITON_INTERPRET=1.
     """
     options = (patch_size, out_dtype, with_images, channels_last)
     patches, mixed = _mix_pixels_fake(images, levels, erase, key, mode, lam, box, *options)

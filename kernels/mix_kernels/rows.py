@@ -1,5 +1,5 @@
-"""Common parts of `mix`, `mix_patches` and `mix_pixels`: their arguments, the formula, and stores
-of a block of mixed pixels as patches and as images."""
+"""Functions that `mix`, `mix_patches` and `mix_pixels` share: their arguments, the formula, and
+stores of a block of mixed pixels as patches and as images."""
 
 import torch
 import triton
@@ -9,6 +9,7 @@ from fastdeit.kernels.channels_last import store_channels_last, store_planes
 from fastdeit.kernels.normalise import DTYPES, Pixels, check_pixels
 
 Shape = tuple[int, int, int, int]
+"""The sizes (B, C, H, W) of images."""
 
 
 def shape_of(images: torch.Tensor | Pixels) -> Shape:
@@ -21,13 +22,14 @@ def shape_of(images: torch.Tensor | Pixels) -> Shape:
 
 
 def dtype_of(images: torch.Tensor | Pixels) -> torch.dtype:
-    """Return the dtype of what is mixed; of pixels that are normalised on the way fp32."""
+    """Return the dtype of what is mixed; fp32 for pixels that are normalised on the way."""
     return torch.float32 if isinstance(images, Pixels) else images.dtype
 
 
 def empty_images(
     shape: Shape, out_dtype: torch.dtype, device: torch.device, channels_last: bool
 ) -> torch.Tensor:
+    """Allocate images (B, C, H, W), contiguous or channels last."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=out_dtype, device=device, memory_format=layout)
 
@@ -35,6 +37,7 @@ def empty_images(
 def empty_patches(
     shape: Shape, patch_size: int, out_dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
+    """Allocate patches (B, N, C·P·P) of images with this shape."""
     batch, channels, height, width = shape
     count = (height // patch_size) * (width // patch_size)
     size = channels * patch_size**2
@@ -42,8 +45,8 @@ def empty_patches(
 
 
 def make_dense(images: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """Return the images in one of the two memory formats that the kernels read, and is it channels
-    last."""
+    """Return the images (B, C, H, W) in one of the two memory formats that the kernels read, and
+    whether it is channels last."""
     channels_last = (
         images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     )
@@ -79,7 +82,8 @@ def check_inputs(
 
 @triton.jit
 def load_pair(lam_ptr, box_ptr, pair, y, x):
-    """Load both rows' lam, is the pair cut, and are the pixels (y, x) inside the box."""
+    """Return lam of both rows, whether CutMix mixes the pair, and whether the pixels (y, x) are
+    inside the box."""
     lam_a = tl.load(lam_ptr + pair * 2)
     lam_b = tl.load(lam_ptr + pair * 2 + 1)
     y0 = tl.load(box_ptr + pair * 8)
@@ -92,6 +96,7 @@ def load_pair(lam_ptr, box_ptr, pair, y, x):
 
 @triton.jit
 def mix_row(own, other, lam, is_cut, inside):
+    """Return mixed elements of a row, fp32: by CutMix where `is_cut`, else by Mixup."""
     return tl.where(is_cut, tl.where(inside, other, own), lam * own + (1.0 - lam) * other)
 
 
@@ -112,8 +117,8 @@ def _store_patches(
     y = pixel // W
     x = pixel % W
     offs = ((y // P) * (W // P) + x // P) * (3 * P * P) + (y % P) * P + x % P
-    # pixels of a row within one patch stay neighbours; the compiler does not see through the
-    # divisions
+    # pixels of a row within one patch are still neighbours; the compiler cannot see this through
+    # the divisions
     RUN: tl.constexpr = P & -P
     offs = tl.max_contiguous(tl.multiple_of(offs, RUN), RUN)
     tl.store(out_ptr + offs, red, mask=mask)

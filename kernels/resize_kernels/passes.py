@@ -33,8 +33,9 @@ from fastdeit.kernels.resize_kernels.weights import (
 
 HALF = tl.constexpr(1 << (BITS - 1))
 MOST_PROGRAMS = 64
-"""Programs of the first pass along the lines of a crop. Every crop has as many as the crop with the
-most lines, so beyond this number a program takes several blocks of lines."""
+"""The largest number of programs of the first pass along the lines of a crop. Every crop has as
+many programs as the crop with the most lines, so beyond this number a program takes several blocks
+of lines."""
 
 
 def weigh_reference(
@@ -68,8 +69,8 @@ def _resize_first_kernel(
     BLOCK_LINES: tl.constexpr,
 ):
     """Resize the lines of one crop along themselves, BLOCK pixels of each; only lines that the
-    second pass takes. grid: crops, blocks of pixels, programs, each with every so many-th block of
-    lines."""
+    second pass takes. grid: crops, blocks of pixels, programs; with P programs, each takes every
+    P-th block of lines."""
     crop = tl.program_id(0).to(tl.int64)
     table_ptr += crop * COLUMNS
     step = tl.load(table_ptr + STEP).to(tl.int32)
@@ -166,7 +167,8 @@ def launch_passes(
 ) -> None:
     """Write the resized crops into out, uint8 (B, S, S, 3).
 
-    inputs, weights: of `launch_weights`; lines: how many all crops have, and the most of one.
+    packed: as for `resize`; table: of `resize`; inputs, weights: of `launch_weights`; lines: the
+    number of lines of all crops, and the largest of one crop.
     """
     crops, size = out.shape[:2]
     pitch = blocks_of(3 * size, 16) * 16

@@ -4,7 +4,7 @@ Output i of an axis shows the input at c = (i + ½)·s, with s the inputs per ou
 inputs nearer than 2·max(s, 1), each times f((j - c + ½) / max(s, 1)), divided by the sum of these
 values, with
 
-    f(x) = (1.5·|x| - 2.5)·x² + 1 for |x| < 1, ((|x|³ - 5·x² + 8·|x| - 4)·-½ for |x| < 2, else 0
+    f(x) = (1.5·|x| - 2.5)·x² + 1 for |x| < 1, -½·(|x|³ - 5·x² + 8·|x| - 4) for |x| < 2, else 0
 
 All of it in double precision and in PIL's order of operations, then rounded to 2^-22. Source:
 Pillow 12.3, src/libImaging/Resample.c (precompute_coeffs, normalize_coeffs_8bpc).
@@ -20,15 +20,15 @@ from fastdeit.kernels.augment_kernels.ops import EXACT
 from fastdeit.kernels.launch_configs import blocks_of, find_launch
 
 BITS = 22
-"""Of the fraction: 32 less 8 for the byte and 2 for the sign and the overshoot."""
+"""The bits of a weight's fraction: 32 less 8 for the byte and 2 for the sign and the overshoot."""
 
 # columns of the kernels' table: a crop's first byte, the bytes from one input of the first pass to
 # the next and from one line to the next, the lines that the second pass takes, where line 0 would
-# be among those of all crops, and if the first pass runs along the columns
+# be among those of all crops, and whether the first pass runs along the columns
 START, STEP, LINE_STEP, TOP = (tl.constexpr(column) for column in range(4))
 BOTTOM, LINE, COLUMNS_FIRST = (tl.constexpr(column) for column in range(4, 7))
-# then, for each pass, what it resizes from and to, where the window begins, if it is mirrored, and
-# where its weights begin
+# then, for each pass, the sizes before and after it, where the window begins, whether it is
+# mirrored, and where its weights begin
 PASSES, PASS, COLUMNS = tl.constexpr(7), tl.constexpr(5), tl.constexpr(17)
 IN_SIZE, OUT_SIZE, ORIGIN, BACKWARDS, WEIGHTS = (tl.constexpr(column) for column in range(5))
 
@@ -84,8 +84,8 @@ def _value(tap, first, count, centre, share):
 
 @triton.jit
 def _resize_weights_kernel(table_ptr, inputs_ptr, weights_ptr, S, size, BLOCK: tl.constexpr):
-    """Compute the weights of BLOCK outputs, of any pass of any crop; grid: blocks of the `size`
-    outputs."""
+    """Compute the weights of BLOCK outputs, of any pass of any crop; grid: blocks of outputs. size:
+    the number of outputs."""
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < size
     row = offs // S
@@ -107,7 +107,7 @@ def _resize_weights_kernel(table_ptr, inputs_ptr, weights_ptr, S, size, BLOCK: t
     count = tl.minimum((centre + support + 0.5).to(tl.int32), in_size.to(tl.int32)) - first
     tl.store(inputs_ptr + offs * 2, first, mask=mask)
     tl.store(inputs_ptr + offs * 2 + 1, count, mask=mask)
-    # a pass may read as many weights of each output as one of its outputs has: the others are 0
+    # a pass reads as many weights of each output as the output with the most has; the others are 0
     reserved = tl.ceil(support).to(tl.int32) * 2 + 1
     taps = tl.max(tl.where(mask, reserved, 0))
     share = 1.0 / stretch
@@ -125,8 +125,9 @@ def _resize_weights_kernel(table_ptr, inputs_ptr, weights_ptr, S, size, BLOCK: t
 
 
 def launch_weights(table: torch.Tensor, size: int, taps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute what the passes need: the first input of each output and how many it takes, int32 (B,
-    2, S, 2), and the weights, int32 (taps, S); taps: those of all passes together."""
+    """Return what the passes need: the first input of each output and their number, int32 (B, 2, S,
+    2), and the weights, int32 (taps, S). size: S; taps: the number of taps of all passes
+    together."""
     inputs = table.new_empty(len(table), 2, size, 2, dtype=torch.int32)
     weights = table.new_empty(taps, size, dtype=torch.int32)
     outputs = 2 * len(table) * size

@@ -24,7 +24,7 @@ from fastdeit.kernels.attention import (
 )
 from fastdeit.kernels.attention_kernels.bwd import attention_bwd_triton
 from fastdeit.kernels.attention_kernels.resident import MAX_RESIDENT, split_keys
-from fastdeit.kernels.attention_kernels.rows import TAIL
+from fastdeit.kernels.attention_kernels.rows import TAIL, tail
 from fastdeit.kernels.launch_configs import find_form
 from tests.kernels import interpreter
 from tests.kernels.interpreter import DEVICE, INTERPRETED
@@ -320,6 +320,14 @@ def test_parts_of_the_keys_hold_every_key_and_little_more() -> None:
         assert all(width & (width - 1) == 0 and TAIL <= width <= 128 for width in parts)
         assert sum(parts[:-1]) < tokens <= sum(parts) <= max(TAIL, 2 * tokens)
     assert split_keys(198) == split_keys(197) == (128, 64, 16)
+
+
+def test_narrow_last_block_holds_every_token_that_is_left() -> None:
+    for block in (16, 32, 64, 128, 256):
+        for tokens in range(1, module.MAX_TOKENS + 1):
+            width = tail(tokens, block, 16)
+            assert width in (0, TAIL) and (not width or 0 < tokens % block <= width)
+    assert tail(198, 64, 16) == tail(578, 64, 16) == TAIL and tail(198, 64, 32) == 0
 
 
 def test_attention_accepts_strided_views() -> None:

@@ -24,7 +24,7 @@ def pickle_string(text: bytes) -> bytes:
 
 
 def pickle_array(array: np.ndarray) -> bytes:
-    """Return a NumPy array of bytes as NumPy under Python 2 wrote it."""
+    """Return a NumPy array of bytes as NumPy under Python 2 wrote it, in its own order."""
     shape = b"".join(b"M" + struct.pack("<H", side) for side in array.shape)
     dtype = b"cnumpy\ndtype\nq\x65U\x02u1K\x00K\x01\x87q\x66Rq\x67"
     dtype += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
@@ -36,8 +36,8 @@ def pickle_array(array: np.ndarray) -> bytes:
         + shape
         + b"\x86"
         + dtype
-        + b"\x89"
-        + pickle_string(array.tobytes())
+        + (b"\x88" if array.flags.fnc else b"\x89")
+        + pickle_string(array.tobytes("A"))
         + b"tb"
     )
 

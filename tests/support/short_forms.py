@@ -77,6 +77,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "kernels/test_attention.py::test_other_forms_equal_the_formula": (
         "*-N198-D64",
         "*-N197-D48",
+        "resident-pair-N150-D32",
     ),
     "kernels/test_augment.py::test_augment_passes_opcheck": ("deit",),
     "kernels/test_augment.py::test_kernel_equals_timm": (

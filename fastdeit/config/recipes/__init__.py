@@ -43,8 +43,8 @@ def spell_recipe(name: str) -> str:
 
 
 def find_recipe(name: str) -> Config:
-    """Return a recipe's settings; `-` in its name stands for `_`. Raise ValueError if there is
-    none."""
+    """Return a recipe's settings; `-` in its name stands for `_`. Raises ValueError for an unknown
+    name."""
     recipe = RECIPES.get(spell_recipe(name))
     if recipe is None:
         near = suggest_near(name, RECIPES)

@@ -2,9 +2,9 @@
 the DALI graph, on the CPU.
 
 Bit-equal to timm 1.0.31 on Pillow 12.3 and torchvision 0.26 with the same parameters;
-tests/data/augment/test_exact.py compares them, from files on. The parameters of a sample come in
-one row of integers and one of doubles, laid out in sample.py. numba stores the compiled code on
-disk: it takes some 20 s once per machine, half a second after.
+tests/data/augment/test_exact.py compares them, starting with files. The parameters of a sample come
+in one row of integers and one of doubles; sample.py describes their columns. numba stores the
+compiled code on disk: compiling takes about 20 s, once per machine, loading half a second.
 """
 
 import functools
@@ -69,8 +69,8 @@ def pack_exact(
     """Return the rows that `exact` takes in training: int32 (B, 21 + layers) and float64 (B, 6 + 2
     * layers).
 
-    region: int (B, 4), y, x, height, width of what is resized, in the decoded array, which holds
-    all that the filter reads of it; None: the whole array.
+    region: int (B, 4), y, x, height, width of the region to resize, in the decoded array, which has
+    all pixels of the region that the filter reads; None: the whole array.
     """
     count, layers = draws.ops.shape
     ints, floats = _rows(draws.resize, mean, std, layers, region)
@@ -93,11 +93,11 @@ def pack_windows(
     fill: Sequence[int] = (0, 0, 0),
     region: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that `exact` takes in evaluation, as `pack_exact`.
+    """Return the rows that `exact` takes in evaluation, as `pack_exact` does for training.
 
-    resize: int (B, 4), the height and width to resize to, then y and x of the window of that which
-    is kept. interpolation: one of FILTERS. fill: colour beyond the edges of the resized image.
-    region: as of `pack_exact`.
+    resize: int (B, 4), the height and width to resize to, then y and x of the crop in the resized
+    image. mean, std: of each channel, for values in 0..1. interpolation: one of FILTERS. fill:
+    colour beyond the edges of the resized image. region: as for `pack_exact`.
     """
     ints, floats = _rows(resize, mean, std, 0, region)
     ints[:, FILTER] = FILTERS.index(interpolation)
@@ -109,7 +109,8 @@ def pack_windows(
 def apply_op(image: np.ndarray, op: int, arg: float, fill: Sequence[int]) -> np.ndarray:
     """Apply one operation alone to uint8 (H, W, 3).
 
-    op: its number; arg: timm's argument; fill: colour beside a warped image.
+    op: its number in `OPERATIONS`; arg: timm's argument; fill: colour outside a warped image.
+    Return uint8 (H, W, 3).
     """
     planes = image.transpose(2, 0, 1).copy()
     args = _arguments(np.array([op]), np.array([arg], np.float64))
@@ -136,8 +137,8 @@ def _rows(
 
 
 def _arguments(ops: np.ndarray, args: np.ndarray) -> np.ndarray:
-    """Return float64 (..., 2): an operation's argument; for a rotation cosine and sine, rounded as
-    in PIL's Image.rotate."""
+    """Return float64 (..., 2): an operation's argument and 0; for a rotation cosine and sine,
+    rounded as in PIL's Image.rotate."""
     pairs = np.zeros((*ops.shape, 2))
     pairs[..., 0] = args
     turned = ops == _ROTATE
@@ -220,9 +221,8 @@ def _setup_plainly(outs, ins):
 def _numba_class() -> Any:
     """Return DALI's operator for numba functions, changed so that it takes compiled code.
 
-    DALI 2.4 compiles a wrapper of its own in every process, for 6 to 10 s; its two methods that do
-    so return addresses, and so do ours. If a DALI does not have them any more, its public operator
-    is used as it is.
+    DALI 2.4 compiles a wrapper in every process, for 6 to 10 s; its two methods that do so return
+    addresses, and so do ours. A version of DALI without these methods is used unchanged.
     """
     from nvidia.dali.plugin.numba import NumbaFunction
 

@@ -1,8 +1,8 @@
-"""Compilation of PIL's arithmetic: numba functions whose arrays do not overlap, and what their
-cache on disk depends on.
+"""Compilation of PIL's arithmetic: numba functions whose arrays do not overlap, and the key of
+their cache on disk.
 
-Functions marked `jit` become part of a few entry points, which are stored on disk. numba checks an
-entry's own file alone to see whether a stored entry is still right, so the entries take
+Functions marked `jit` are compiled into a few entry points, which are stored on disk. To see
+whether a stored entry is still valid, numba checks the entry's own file alone, so the entries take
 `SOURCE_HASH`, which changes with any of the sources.
 """
 
@@ -33,16 +33,16 @@ def source_hash(paths: Sequence[Path], operations: Sequence[Operation]) -> int:
 
 
 SOURCE_HASH = source_hash(SOURCES, OPERATIONS)
-"""Hash of everything that is compiled. An entry holds it in a closure, which numba makes part of
-the cache's key."""
+"""The hash of everything that is compiled. An entry has it in its closure, which numba adds to the
+cache's key."""
 
 
 class _NoAlias(Compiler):
-    """A compiler that marks the arrays passed to a function as not overlapping for LLVM, as C's
-    `restrict`: without it no gather is vectorised.
+    """A compiler that declares to LLVM that the arrays passed to a function do not overlap, as C's
+    `restrict` does: without this no gather is vectorised.
 
     numba 0.68 sets this flag for its own parallel loops and has no other interface for it; without
-    it the code is only slower.
+    the flag the code is slower, with the same results.
     """
 
     def define_pipelines(self) -> Any:
@@ -51,17 +51,17 @@ class _NoAlias(Compiler):
         return super().define_pipelines()
 
 
-# "numpy": a division checks nothing; never fast-math nor contraction, which would change bits
+# "numpy": divisions are not checked; neither fast-math nor contraction, which would change bits
 jit = numba.njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias, no_cpython_wrapper=True)
-"""For functions called from compiled code. An array that is written to must not overlap another
-argument."""
+"""The decorator of functions that compiled code calls. An array that is written to must not overlap
+another argument."""
 inlined = numba.njit(nogil=True, error_model="numpy", forceinline=True, no_cpython_wrapper=True)
-"""For functions of scalars."""
+"""The decorator of functions of scalars, which are inlined."""
 
 
 def cached_entry(function: Callable[..., Any]) -> Any:
-    """Return an entry point from Python, compiled at its first call and stored on disk where some
-    folder can be written."""
+    """Return an entry point from Python, which is compiled at its first call, and stored on disk if
+    a folder for it can be written."""
     try:
         return numba.njit(function, cache=True, nogil=True, error_model="numpy")
     except RuntimeError:  # neither __pycache__ nor the user's cache folder
@@ -71,7 +71,7 @@ def cached_entry(function: Callable[..., Any]) -> Any:
         return numba.njit(function, nogil=True, error_model="numpy")
 
 
-_PATIENCE_S = 3.0
+_PATIENCE_S = 3.0  # of compilation, before a message explains the wait
 _log = logging.getLogger(__name__)
 
 
@@ -97,10 +97,10 @@ class _Callback(CFunc):  # type: ignore[misc]
 
 
 def make_callback(function: Callable[..., Any], signature: Any) -> CFunc:
-    """Return a C function that holds no lock, loaded from disk or compiled.
+    """Return a C function that does not need Python's lock, loaded from disk or compiled.
 
-    Of several processes that need it at the same time, one compiles it and the others wait for what
-    it stores. Where no folder can be written, each compiles its own.
+    Of several processes that need it at the same time, one compiles and stores it, and the others
+    wait and load it. Where no folder can be written, each process compiles it.
     """
     callback = _Callback(function, normalize_signature(signature), {}, {"nopython": True})
     try:
@@ -118,7 +118,7 @@ def make_callback(function: Callable[..., Any], signature: Any) -> CFunc:
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Let one process of this machine after the other enter, where its files can be locked."""
+    """Allow one process of this machine at a time, if its file system has locks."""
     with open(__file__, "rb") as file:
         with contextlib.suppress(OSError):  # as on NFS
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -127,7 +127,7 @@ def _one_at_a_time() -> Iterator[None]:
 
 @jit
 def copy(line, out):
-    """Copy one line into another. numba's own assignment of a slice takes seconds to compile, for
-    the message of its error."""
+    """Copy one line into another. numba's own assignment of a slice takes seconds to compile, as it
+    can raise an error with a message."""
     for i in range(len(out)):
         out[i] = line[i]

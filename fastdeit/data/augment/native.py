@@ -1,8 +1,8 @@
-"""Backend `native`: what follows the decoder, as DALI's own operators, on the CPU or the GPU.
+"""Backend `native`: all that follows the decoder, as DALI's own operators, on the CPU or the GPU.
 
-All that varies comes with the sample in one integer and one float row (`pack_native`), so the graph
-holds no random operator. The noise of RandomErasing comes from a bank of normal numbers; a sample's
-key chooses its window in it.
+All that varies is an input, one row of integers and one of floats for each sample (`pack_native`),
+so the graph has no random operator. The noise of RandomErasing comes from a bank of normal numbers;
+a sample's key chooses the place in the bank.
 """
 
 import functools
@@ -37,7 +37,7 @@ FILTERS = {
     "lanczos": types.INTERP_LANCZOS3,
 }
 """DALI's filters, by the names of timm."""
-_WINDOWS = 257  # places for a noise window along each axis
+_PLACES = 257  # of an image's noise in the bank, along each axis
 _HIGH = np.uint64(32)
 _LOW = np.uint64(2**32 - 1)
 
@@ -47,7 +47,7 @@ _SHIFT_Y = np.outer(_IDENTITY[1], _IDENTITY[2])
 
 _BRANCHES = list(dict.fromkeys(operation.native for operation in OPERATIONS))
 """Names of functions of native_ops.py; several operations may share one."""
-# the last entry is what number -1, a layer that does nothing, picks
+# the last entry is that of number -1, a layer that does nothing
 _BRANCH_OF = np.array([_BRANCHES.index(operation.native) for operation in OPERATIONS] + [-1])
 
 
@@ -60,7 +60,7 @@ def pack_native(draws: SampleParams, spec: PlanSpec) -> tuple[np.ndarray, ...]:
     """Return the rows that the graph takes: int32 (B, 15 + layers), and float32 (B, 3 + layers *
     FLOAT_COLUMNS) if it takes floats."""
     key = draws.noise_key
-    noise = np.stack((key >> _HIGH, key & _LOW), 1) % np.uint64(_WINDOWS)
+    noise = np.stack((key >> _HIGH, key & _LOW), 1) % np.uint64(_PLACES)
     height, width = draws.crop[:, 2], draws.crop[:, 3]
     # start y, x and end y, x in the crop; from right to left if flipped
     region = np.stack((0 * height, draws.flip * width, height, ~draws.flip * width), 1)
@@ -80,7 +80,7 @@ def pack_native(draws: SampleParams, spec: PlanSpec) -> tuple[np.ndarray, ...]:
 def noise_bank(input_size: int) -> np.ndarray:
     """Return float32 (3, side, side): standard normal numbers, the same on every machine; side =
     input_size + 256."""
-    side = input_size + _WINDOWS - 1
+    side = input_size + _PLACES - 1
     draws = uniform(random_words(0, 0, np.arange(3 * side * side), purpose=0))
     bank = normal(draws[0], draws[1]).astype(np.float32).reshape(3, side, side)
     bank.flags.writeable = False
@@ -88,7 +88,7 @@ def noise_bank(input_size: int) -> np.ndarray:
 
 
 def crop_and_flip(images: DataNode, ints: DataNode, spec: PlanSpec) -> DataNode:
-    """Resize the decoded crops, mirrored as planned, to uint8 (S, S, 3)."""
+    """Resize the decoded crops to uint8 (S, S, 3), mirrored as planned."""
     if spec.simple_crop:
         window = native_window(images, ints[_RESIZE], spec.input_size)
         return fn.flip(window, horizontal=ints[_FLIP])
@@ -104,7 +104,7 @@ def resize_region(
     end: DataNode,
     interpolation: types.DALIInterpType = types.INTERP_CUBIC,
 ) -> DataNode:
-    """Resize a region of the images, y and x from `start` to `end`, to uint8 (size, size, 3)."""
+    """Resize a region of the images, from `start` (y, x) to `end`, to uint8 (size, size, 3)."""
     return fn.resize(
         images,
         size=[size, size],
@@ -118,7 +118,7 @@ def resize_region(
 def apply_layers(
     images: DataNode, ints: DataNode, floats: DataNode, spec: PlanSpec, fill: Sequence[int]
 ) -> DataNode:
-    """Apply the plan's operations; fill: colour beside a warped image."""
+    """Apply the plan's operations to uint8 (S, S, 3); fill: colour outside a warped image."""
     return rand_augment(
         images,
         ints[_LAYERS:],
@@ -132,7 +132,7 @@ def apply_layers(
 
 
 def erase(images: DataNode, ints: DataNode, floats: Sequence[DataNode], spec: PlanSpec) -> DataNode:
-    """Fill the planned boxes of float32 (3, S, S); floats: the sample's row, if it has one."""
+    """Fill the planned boxes of float32 (3, S, S); floats: the row of floats, if there is one."""
     start = ints[_ERASE_START]
     shape = ints[_ERASE_SHAPE]
     box = {"anchor": fn.cast(start, dtype=types.FLOAT), "shape": fn.cast(shape, dtype=types.FLOAT)}
@@ -170,8 +170,8 @@ def rand_augment(
     """Apply the layers one after the other, inside a pipeline with `enable_conditionals`.
 
     images: uint8 (height, width, 3), CPU or GPU. branches, floats: the rows of `pack_ops`, on the
-    CPU. fill: colour beside a warped image. choices: names of the operations that each layer may
-    hold (`PlanSpec.layer_ops`; None: all); the graph has no others.
+    CPU. fill: colour outside a warped image. choices: for each layer the names of the operations
+    that it may be (`PlanSpec.layer_ops`; None: all); the graph has no others.
     """
     for layer, names in enumerate(choices or (OPS,) * layers):
         branch = branches[layer]
@@ -209,14 +209,14 @@ def pack_ops(draws: SampleParams, height: int, width: int) -> tuple[np.ndarray, 
 
 
 def native_window(images: DataNode, resize_row: DataNode, size: int) -> DataNode:
-    """Resize, and return a window, uint8 (size, size, 3), continued by reflection beyond the
-    images' borders.
+    """Resize images, and return size x size pixels of each, uint8 (size, size, 3); beyond its edges
+    the resized image is continued by reflection.
 
     images: uint8 (H, W, 3), CPU or GPU; resize_row: int32 (4,), `SampleParams.resize`, on the CPU.
     """
     row = fn.cast(resize_row, dtype=types.FLOAT)
     resized = fn.resize(images, size=row[0:2], interp_type=types.INTERP_CUBIC, antialias=True)
-    # of a shift by whole pixels the nearest neighbour is the pixel itself
+    # a shift by whole pixels: the nearest neighbour is the pixel itself
     matrix = (
         types.Constant(_IDENTITY)
         + types.Constant(_SHIFT_X) * row[3]

@@ -1,8 +1,8 @@
 """The operands of the native backend's operations: a row of floats, made from the plan's argument.
 
-Each public function but `pack_operands` is found by the name that fastdeit/plan/operations.py has
-for it. It takes float64 arguments (n,) and the height and width of the images, and returns float64
-(n, k), k at most FLOAT_COLUMNS.
+Each public function except `pack_operands` is found by its name in fastdeit/plan/operations.py. It
+takes float64 arguments (n,) and the height and width of the images, and returns float64 (n, k), k
+at most FLOAT_COLUMNS.
 """
 
 import numpy as np
@@ -10,10 +10,11 @@ import numpy as np
 from fastdeit.plan.operations import OPERATIONS
 
 FLOAT_COLUMNS = 9
-"""Floats that a layer takes: as many as a warp's matrix has."""
+"""The number of floats of a layer: those of a warp's matrix."""
 BOX_TAPS = 5
-"""Taps of a box of PIL's Gaussian blur: enough up to radius 2.4."""
+"""The taps of one box of PIL's Gaussian blur: enough up to radius 2.4."""
 BOX_PASSES = 3
+"""The boxes along each axis, one after the other, of PIL's Gaussian blur."""
 
 
 def pack_operands(ops: np.ndarray, args: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -50,11 +51,12 @@ def factor(args: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def taps(radius: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return the box, 5 taps, that PIL's GaussianBlur(radius) applies three times; radius at most
-    2.4.
+    """Return the weights of the box, 5 taps, that PIL's GaussianBlur(radius) applies three times;
+    radius at most 2.4.
 
-    The box's radius, which is no whole number, is chosen so that three boxes have the standard
-    deviation `radius` (Gwosdek et al., SSVM 2011); the outermost two pixels take the fraction.
+    The box's radius, which is not a whole number, is chosen so that three boxes have the standard
+    deviation `radius` (Gwosdek et al., SSVM 2011); the fraction is the weight of the two outermost
+    pixels.
     """
     variance = radius**2 / BOX_PASSES
     inner = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
@@ -93,8 +95,8 @@ def translate_y(share: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _identities(count: int) -> np.ndarray:
-    """Return float64 (count, 3, 3). A matrix leads from output to input pixels in corner
-    coordinates, as PIL's AFFINE data."""
+    """Return float64 (count, 3, 3): identity matrices. A matrix maps output to input pixels, in
+    coordinates of their corners, as PIL's AFFINE data does."""
     return np.broadcast_to(np.eye(3), (count, 3, 3)).copy()
 
 

@@ -19,7 +19,8 @@ from nvidia.dali.data_node import DataNode
 from fastdeit.data.augment.native_operands import BOX_PASSES, BOX_TAPS
 
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # PIL's ImageFilter.SMOOTH
-# of full scale; a little less than a half, so that float32 noise under a whole level is forgiven
+# of full scale; a little less than half a level, so that a float32 error below a whole level does
+# not change it
 _ALMOST_HALF = 0.49998 / 255
 
 
@@ -28,11 +29,11 @@ class Operands:
     """The inputs of an operation beside the image; `row` lies on the CPU."""
 
     row: DataNode
-    """float32 (9,): what the operation's function of native_operands.py returns."""
+    """float32 (9,): the result of the operation's function in native_operands.py."""
     height: int
     width: int
     fill: Sequence[int]
-    """Colour beside a warped image."""
+    """The colour outside a warped image, three levels."""
 
     @property
     def first(self) -> DataNode:
@@ -40,7 +41,7 @@ class Operands:
 
 
 def _beside(images: DataNode, operand: DataNode, dtype: types.DALIDataType) -> DataNode:
-    """Return the operand as `dtype` on the device of the images: arithmetic mixes no devices."""
+    """Return the operand as `dtype` on the device of the images, as arithmetic needs it."""
     operand = fn.cast(operand, dtype=dtype)
     return operand.gpu() if images.device == "gpu" else operand
 
@@ -86,7 +87,7 @@ def posterize(images: DataNode, operands: Operands) -> DataNode:
 def auto_contrast(images: DataNode, operands: Operands) -> DataNode:
     low = fn.reductions.min(images, axis_names="HW", keep_dims=True)
     high = fn.reductions.max(images, axis_names="HW", keep_dims=True)
-    flat = low == high  # a channel of one level stays as it is
+    flat = low == high  # a channel of one level is not changed
     if _may_be_named(low):  # to the one operator for it
         mean, deviation = (
             fn.cast(x, dtype=types.FLOAT) for x in (low * (low != high), high - low + 255 * flat)

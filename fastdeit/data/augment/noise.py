@@ -1,11 +1,10 @@
 """The noise of RandomErasing: standard normal numbers that depend only on a key and on the pixel's
 number in the box.
 
-Philox-4x32-10 (Salmon et al., SC 2011; as fastdeit.plan.philox), its key the sample's 64 bits, its
-counter the pixel's number; then Box and Muller's transform (1958) in double precision. Logarithm,
-sine and cosine are series of sums and products here, so that the bits are the same on every
-machine, and vector registers are used; their error is below 1e-11, that of single precision is
-6e-8.
+Philox-4x32-10 (Salmon et al., SC 2011; as fastdeit.plan.philox), with the sample's 64 bits as key
+and the pixel's number as counter; then Box and Muller's transform (1958) in double precision. The
+logarithm, sine and cosine are series of sums and products, so that the bits are the same on every
+machine and vector registers are used; their error is below 1e-11 (single precision: 6e-8).
 """
 
 import numpy as np
@@ -75,7 +74,8 @@ def _direction(word):
 
 @inlined
 def normals(pixel, key0, key1):
-    """Return three standard normal numbers, float32."""
+    """Return three standard normal numbers, float32, for pixel number `pixel` of a box; key0, key1:
+    uint64 holding 32 bits each."""
     first, second, third, fourth = philox_words(pixel, key0, key1)
     radius = _radius(first)
     x, y = _direction(second)

@@ -4,11 +4,11 @@ Pillow 12.3: src/PIL/ImageOps.py, ImageEnhance.py; src/libImaging/Blend.c (singl
 truncated), Convert.c (grey in 16-bit fixed point), Filter.c (3 x 3), BoxBlur.c (the Gaussian as
 three boxes, in 24-bit fixed point).
 
-The public functions are operations, found by the names that fastdeit/plan/operations.py has for
-them. An image is three planes, uint8 (3, H, W). An operation that maps levels to levels takes
-(planes, argument, table) and fills the table, uint8 (3, 256). Any other takes (planes, argument,
-second, fill, out): `second` is the sine of a rotation, `fill` the colour beside a warped image. It
-returns True if its result is in `out`, uint8 (3, H, W), or False if it is in `planes`.
+The public functions are operations, found by their names in fastdeit/plan/operations.py. An image
+is three planes, uint8 (3, H, W). An operation that maps levels to levels takes (planes, argument,
+table) and fills the table, uint8 (3, 256). Any other takes (planes, argument, second, fill, out):
+`second` is the sine of a rotation, `fill` the colour outside a warped image. It returns True if its
+result is in `out`, uint8 (3, H, W), or False if it is in `planes`.
 """
 
 import numpy as np
@@ -88,7 +88,7 @@ def contrast(planes, factor, table):
 
 @jit
 def _mean_gray(planes):
-    """Return ImageStat's mean of the grey picture, rounded."""
+    """Return the mean of the grey image, as PIL's ImageStat computes it, rounded."""
     red, green, blue = planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1)
     total = 0
     for i in range(len(red)):
@@ -118,8 +118,8 @@ def auto_contrast(planes, argument, table):
 def _histogram(plane, counts):
     """Count the levels of one plane, into int64 (256,).
 
-    Four counters take turns, since adding twice in a row to one counter has to wait for the first
-    sum.
+    Four arrays are counted into in turn, since two additions to one counter would wait for each
+    other.
     """
     parts = np.zeros((4, 256), np.uint32)
     flat = plane.reshape(-1)
@@ -152,7 +152,7 @@ def equalize(planes, argument, table):
 
 @jit
 def look_up(planes, table):
-    """Replace each level by the table's."""
+    """Replace each level by that of the table, in place."""
     for c in range(3):
         line = planes[c].reshape(-1)
         row = table[c]
@@ -171,7 +171,7 @@ def _saturate(red, green, blue, factor):
 
 @jit
 def color(planes, factor, unused, fill, out):
-    """Do ImageEnhance.Color, in place; factor 0 is grey."""
+    """Apply ImageEnhance.Color, in place; factor 0 is grey."""
     red, green, blue = planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1)
     _saturate(red, green, blue, np.float32(factor))
     return False
@@ -190,8 +190,8 @@ def _add_rows(above, here, below, sums):
 
 @jit
 def _sharpen_row(here, sums, factor, out):
-    """Blend each pixel, except the outermost, with the mean of its neighbours, in which it counts
-    five times; / 13, rounded."""
+    """Blend each pixel, except the outermost, with the rounded mean of its neighbourhood: the sum
+    of its 8 neighbours and 5 times itself, divided by 13."""
     for i in range(1, len(out) - 1):
         total = np.uint32(sums[i - 1] + sums[i] + sums[i + 1] + np.int32(4) * np.int32(here[i]))
         # PIL sums total / 13 + 1/2 in single precision and truncates. 13 is odd, so that is never
@@ -204,7 +204,7 @@ def _sharpen_row(here, sums, factor, out):
 
 @jit
 def sharpness(planes, factor, unused, fill, out):
-    """Do ImageEnhance.Sharpness; the outermost pixels are copied."""
+    """Apply ImageEnhance.Sharpness; the outermost pixels are copied."""
     copy(planes.reshape(-1), out.reshape(-1))
     height, width = planes.shape[1:]
     if height < 3 or width < 3:
@@ -219,8 +219,8 @@ def sharpness(planes, factor, unused, fill, out):
 
 @inlined
 def _box_weights(sigma):
-    """Return the radius of the three boxes, and the weights of a whole and of an outermost pixel,
-    in 2^-24 (Gwosdek et al., SSVM 2011)."""
+    """Return the whole radius of the three boxes, and the weights of an inner and of an outermost
+    pixel, in units of 2^-24 (Gwosdek et al., SSVM 2011)."""
     variance = np.float32(np.float32(sigma) * np.float32(sigma)) / _THREE
     length = np.float32(np.sqrt(12.0 * np.float64(variance) + 1.0))
     whole = np.float32(np.floor((np.float64(length) - 1.0) / 2.0))
@@ -247,8 +247,8 @@ def _box_row(sums, left, right, inner, outer, out):
 
 @jit
 def _box_rows(plane, count, inner, outer, sums, out):
-    """Blur by one box along the columns, uint8 (H, W) into another plane; the outermost rows
-    continue."""
+    """Blur by one box along the columns, uint8 (H, W) into another plane; beyond the edges the
+    outermost rows are repeated."""
     last = len(plane) - 1
     for y in range(len(plane)):
         sums[:] = 0
@@ -260,7 +260,7 @@ def _box_rows(plane, count, inner, outer, sums, out):
 
 @jit
 def _box_columns(plane, count, inner, outer, sums, padded, out):
-    """Blur by one box along the rows; padded: uint8 (W + 2 * count + 2,)."""
+    """Blur by one box along the rows; padded: uint8 (W + 2 * count + 2,), memory for one row."""
     width = plane.shape[1]
     margin = count + 1
     for y in range(len(plane)):
@@ -276,7 +276,7 @@ def _box_columns(plane, count, inner, outer, sums, padded, out):
 
 @jit
 def blur(planes, sigma, unused, fill, out):
-    """Do ImageFilter.GaussianBlur(sigma), in place: three boxes along the rows, then three along
+    """Apply ImageFilter.GaussianBlur(sigma), in place: three boxes along the rows, then three along
     the columns."""
     if sigma == 0.0:
         return False

@@ -1,9 +1,10 @@
 """A sample between decoder and model, compiled: resize, flip, operations, normalisation, erasing.
 
-Its parameters come in one row of integers and one of doubles, laid out below; the code depends on
-neither size nor recipe. Sources: timm 1.0.31, data/auto_augment.py and random_erasing.py;
-torchvision 0.26, ToTensor and Normalize. An operation that maps levels to levels is a table: tables
-are composed, and the last one is applied on the way to floating point, at no cost.
+Its parameters come in one row of integers and one of doubles, with the columns below; the code
+depends on neither size nor recipe. Sources: timm 1.0.31, data/auto_augment.py and
+random_erasing.py; torchvision 0.26, ToTensor and Normalize. An operation that maps levels to levels
+is a table: tables are composed, and the last one is applied with the conversion to floating point,
+at no cost.
 """
 
 import numpy as np
@@ -14,15 +15,15 @@ from fastdeit.data.augment.noise import noise_row, normals
 from fastdeit.data.augment.resize.window import fill_outside, resize_window
 from fastdeit.plan.operations import OPERATIONS
 
-# columns of a sample's integers; the first four are resized height and width, window y and x
+# columns of a sample's integers; the first four are `SampleParams.resize`
 FLIP = 4
 BOX = 5  # erased: y, x, height, width
 MODE = 9  # of erasing, its place in MODES
 KEY = 10  # of the noise, high and low half
 FILTER = 12  # of the resize, its place in FILTERS
-PADDED = 13  # 1: FILL is beyond the edges of the resized image, 0: its reflection
-REGION = 14  # of the decoded array, to resize: y, x, height, width; height 0: all of it
-FILL = 18  # colour beside a warped image
+PADDED = 13  # beyond the edges of the resized image, 1: the colour FILL, 0: its reflection
+REGION = 14  # to resize, in the decoded array: y, x, height, width; height 0: all of it
+FILL = 18  # colour outside a warped image
 LAYERS = 21  # the operation of each layer
 # columns of a sample's doubles
 MEAN = 0
@@ -78,7 +79,7 @@ def _or_change(number, function, others):
 def _choose(numbers, add, chain):
     """Return a compiled function that calls the function of the operation `op`.
 
-    numba calls no function out of a list at speed, so each operation adds an `if` of its own.
+    numba calls functions of a list slowly, so each operation adds an `if` of its own.
     """
     for number in numbers:
         chain = add(number, _FUNCTIONS[OPERATIONS[number].exact], chain)
@@ -160,7 +161,8 @@ def _region(image, place):
 
 @jit
 def run_sample(image, ints, floats, out):
-    """Do all that happens to a sample; out: float32 (3, S, S)."""
+    """Do all that happens to a sample: image, uint8 (h, w, 3), to out, float32 (3, S, S); ints,
+    floats: its rows."""
     planes = np.empty(out.shape, np.uint8)
     table = np.empty((3, 256), np.uint8)
     region = _region(image, ints[REGION:FILL])
@@ -185,5 +187,5 @@ def _operate_entry(stamp):
 
 
 operate = _operate_entry(SOURCE_HASH)
-"""The layers alone, from Python: planes, uint8 (3, H, W), in place; codes and args as in the rows;
-fill: int32 (3,)."""
+"""A function that applies the layers alone, called from Python: planes, uint8 (3, H, W), in place;
+codes and args as in the rows; fill: int32 (3,)."""

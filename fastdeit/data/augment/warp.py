@@ -1,9 +1,9 @@
 """PIL's affine transform with its bicubic filter, bit for bit, on planes of bytes.
 
-Pillow 12.3, src/libImaging/Geometry.c: the kernel has a = -1, runs in double precision, along the
-rows first, continues the outermost pixels, and truncates. An output pixel whose centre falls
-outside the image keeps the fill. Where a coefficient is such that a fraction is exactly 0, as for
-shears and translations, the sum along that axis is the pixel itself.
+Pillow 12.3, src/libImaging/Geometry.c: the kernel has a = -1, computes in double precision, along
+the rows first, repeats the outermost pixels beyond the edges, and truncates. An output pixel whose
+centre falls outside the image has the fill colour. Where all fractions along an axis are exactly 0,
+as in shears and translations, the sum along that axis is the pixel itself.
 """
 
 import numpy as np
@@ -24,8 +24,8 @@ def _cubic(a, b, c, d, t):
 
 @inlined
 def _whole_cubic(p, q, r, s, shift, t):
-    """Compute the same of one channel of packed pixels; sums of bytes are exact, and cheaper as
-    integers."""
+    """Compute the same for one channel of pixels that are words; sums of bytes are exact, and
+    faster as integers."""
     a, b = np.int32((p >> shift) & _BYTE), np.int32((q >> shift) & _BYTE)
     c, d = np.int32((r >> shift) & _BYTE), np.int32((s >> shift) & _BYTE)
     rise, fall = np.int32(a - b), np.int32(c - d)
@@ -41,7 +41,7 @@ def _byte(x):
 
 @jit
 def _pack_row(red, green, blue, out):
-    """Pack into the middle of a row with an edge on both sides, uint32 (W + 4,)."""
+    """Write pixels as words to the middle of a row with an edge on both sides, uint32 (W + 4,)."""
     width = len(red)
     for x in range(width):
         green_blue = np.uint32(green[x]) << _GREEN | np.uint32(blue[x]) << _BLUE
@@ -52,7 +52,7 @@ def _pack_row(red, green, blue, out):
 
 @jit
 def _packed(planes):
-    """Return uint32 (H + 4, W + 4): a pixel in a word, the outermost continued."""
+    """Return uint32 (H + 4, W + 4): each pixel as one word, the outermost repeated."""
     height, width = planes.shape[1:]
     pixels = np.empty((height + 2 * _EDGE, width + 2 * _EDGE), np.uint32)
     for y in range(height):
@@ -90,7 +90,7 @@ def _span(m, off_x, off_y, width, height):
 
 @jit
 def _warp_row(pixels, stride, start, stop, ax, bx, cx, ay, by, cy, red, green, blue):
-    """Compute each pixel from sixteen input pixels; pixels: flat."""
+    """Compute each pixel from sixteen input pixels; pixels: all, flat."""
     for i in range(start, stop):
         x, y = _place(ax, bx, cx, i) - 0.5, _place(ay, by, cy, i) - 0.5
         left, top = np.floor(x), np.floor(y)
@@ -131,7 +131,7 @@ def _slide_row(pixels, start, stop, ax, bx, cx, red, green, blue):
 
 @jit
 def _lift_row(pixels, stride, start, stop, ay, by, cy, red, green, blue):
-    """Compute each pixel from four input pixels of the same column; pixels: flat."""
+    """Compute each pixel from four input pixels of the same column; pixels: all, flat."""
     step = np.uint64(stride)
     for i in range(start, stop):
         y = _place(ay, by, cy, i) - 0.5
@@ -149,8 +149,8 @@ def _lift_row(pixels, stride, start, stop, ay, by, cy, red, green, blue):
 
 @jit
 def warp(planes, m, fill, out):
-    """Do Image.transform(AFFINE, m, BICUBIC, fillcolor=fill), uint8 (3, H, W) into other planes; m:
-    float64 (6,)."""
+    """Apply Image.transform(AFFINE, m, BICUBIC, fillcolor=fill), from uint8 (3, H, W) to other
+    planes; m: float64 (6,)."""
     height, width = planes.shape[1:]
     pixels = _packed(planes)
     stride = width + 2 * _EDGE
@@ -181,7 +181,7 @@ def _identity():
 
 @jit
 def rotate(planes, cos, sin, fill, out):
-    """Rotate about the centre."""
+    """Rotate about the centre, by the angle with this cosine and sine."""
     x, y = planes.shape[2] / 2, planes.shape[1] / 2
     m = np.empty(6)
     m[0], m[1], m[2] = cos, sin, cos * -x + sin * -y + 0.0 + x

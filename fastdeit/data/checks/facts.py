@@ -1,5 +1,5 @@
-"""The facts or faults of the images of a split, and how each was checked. Columns
-of arrays, as there may be millions of rows."""
+"""The facts or the fault of each image of a split, and how it was checked: in arrays, as there may
+be millions of rows."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from fastdeit.data.checks.jobs import BY_HEADER, DECODED, UNKNOWN
 from fastdeit.data.formats.check import UNREAD, Checked, ImageInfo
 
 HEADER_ONLY = "header_only"
-"""Column of a table: True where the header alone was looked at; in older tables, nowhere."""
+"""The column of a table that is True where the header alone was checked; older tables have none."""
 _NUMBERS = {"height": np.int32, "width": np.int32, "orientation": np.int8}
 _TEXTS = ("format", "mode", "fault")
 
 
 def header_only(table: pa.Table) -> np.ndarray:
-    """Return bool (N,): the rows of a table whose header alone was looked at."""
+    """Return bool (N,): the rows of a table whose header alone was checked."""
     if HEADER_ONLY not in table.column_names:
         return np.zeros(len(table), bool)
     return np.asarray(pc.fill_null(table[HEADER_ONLY], False).to_numpy())
@@ -33,8 +33,11 @@ def tabulate(checked: Sequence[Checked]) -> pa.Table:
 
 
 class Facts:
-    """The facts of N images, by row. Attributes: depth, uint8 (N,), of each one's check; is_sure,
-    bool (N,): False where the facts are those of an earlier file, which may be another one now."""
+    """The facts of N images, by row.
+
+    Attributes: depth, uint8 (N,), of each image's check; is_sure, bool (N,), False where the facts
+    are those of an earlier file, which may have been replaced.
+    """
 
     def __init__(self, count: int) -> None:
         self.depth = np.zeros(count, np.uint8)
@@ -61,8 +64,8 @@ class Facts:
     def of_table(cls, was: pa.Table, is_alike: np.ndarray, is_sure: np.ndarray) -> "Facts":
         """Return the facts in the rows of a stored table.
 
-        is_alike, is_sure: bool (N,): whether a row's facts are those of the image, perhaps, and
-        certainly.
+        is_alike, is_sure: bool (N,), whether a row's facts are probably, and certainly, those of
+        the image.
         """
         facts = cls(len(was))
         for name, values in facts._numbers.items():
@@ -70,7 +73,7 @@ class Facts:
         facts._texts = {name: _Texts.of_column(was[name]) for name in _TEXTS}
         has_fault = pc.is_valid(was["fault"]).to_numpy()
         unread = pc.fill_null(pc.starts_with(was["fault"], UNREAD), False).to_numpy()
-        # the fault of another file may have passed
+        # the fault of an earlier file may be gone
         known = is_alike & ~unread & (is_sure | ~has_fault)
         depth = np.where(header_only(was), BY_HEADER, DECODED)
         facts.depth[:] = np.where(known, depth, UNKNOWN)
@@ -88,7 +91,7 @@ class Facts:
         )
 
     def set(self, row: int, checked: Checked, depth: int) -> None:
-        """Store the result of a check."""
+        """Store the result of a check: the facts or the fault, and the depth of the check."""
         fault = checked if isinstance(checked, str) else None
         for name, values in self._numbers.items():
             values[row] = 0 if fault else getattr(checked, name)
@@ -99,7 +102,7 @@ class Facts:
         self.is_sure[row] = True
 
     def take(self, other: "Facts", rows: np.ndarray) -> None:
-        """Replace the facts of `rows` (int64 (n,)) by those of another, whose rows are the same
+        """Replace the facts of `rows` (int64 (n,)) by those in `other`, whose rows are the same
         images."""
         for name, values in self._numbers.items():
             values[rows] = other._numbers[name][rows]
@@ -115,7 +118,7 @@ class Facts:
         return {row: texts.get(row) or "" for row in rows}
 
     def columns(self) -> dict[str, pa.Array]:
-        """Return the columns of a table."""
+        """Return the columns of a table, by name."""
         is_bad = self._texts["fault"].codes >= 0
         orientation = self._numbers["orientation"]
         return {
@@ -130,7 +133,7 @@ class Facts:
 
 
 class _Texts:
-    """A column of texts of which there are few, or which most rows lack: a code for each row."""
+    """A column of texts, of which few differ or most are missing: one code for each row."""
 
     def __init__(self, count: int, values: Sequence[str] = ()) -> None:
         self.codes = np.full(count, -1, np.int32)

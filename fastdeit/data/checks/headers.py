@@ -1,8 +1,8 @@
 """The check of an image by its header: size, mode and format from its first bytes.
 
-It takes about a twentieth of the time of decoding. A header is judged here as the whole image is
-when it is decoded. Damage behind it is not seen, except that an image which does not end as its
-format does is decoded: most damaged files are cut.
+It takes about a twentieth of the time of decoding. A header must meet the same conditions as that
+of a decoded image. Damage behind it is not seen, except that an image which does not end as its
+format does is decoded: most damaged files are cut short.
 """
 
 import os
@@ -27,8 +27,8 @@ _END_OF_PNG = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def check_header(place: ByteRange) -> tuple[Checked, bool]:
-    """Return the facts of an image that can be trained on as far as its header shows, else its
-    fault; and whether it was decoded for that."""
+    """Return the facts of an image, if its header shows no reason against it, else its fault; and
+    whether it was decoded for that."""
     try:
         checked, ends_well = _read_header(place)
     except OSError as error:
@@ -40,7 +40,7 @@ def check_header(place: ByteRange) -> tuple[Checked, bool]:
 
 
 def has_header(place: ByteRange, info: ImageInfo) -> bool:
-    """Return True if the image at a place begins with the header of such an image."""
+    """Return True if the header of the image at a place has these facts."""
     try:
         return _read_header(place)[0][:4] == info[:4]
     except OSError as error:
@@ -69,9 +69,9 @@ def _read_header(place: ByteRange) -> tuple[Checked, bool]:
 
 def _ends_well(form: str, first: bytes, end: bytes, length: int) -> bool:
     """Return True if an image of `length` bytes ends as those of its format do; False for a format
-    without an end.
+    without a fixed end.
 
-    first, end: bytes with which it begins and ends.
+    first, end: the bytes with which the image begins and ends.
     """
     if form in ("JPEG", "MPO"):
         return end.endswith(_END_OF_JPEG)

@@ -1,5 +1,5 @@
-"""The check of one image as a job of a worker process; it imports little, for each of them imports
-it."""
+"""The check of one image as a job of a worker process; the module imports little, as each worker
+process imports it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,10 +9,11 @@ from fastdeit.data.formats import check
 from fastdeit.data.formats.check import ByteRange, Checked, ImageInfo
 
 UNKNOWN = 0
-"""Depth of the check of an image that was not looked at."""
+"""The depth of the check of an image that was not checked."""
 BY_HEADER = 1
+"""The depth of the check of an image whose header alone was checked."""
 DECODED = 2
-"""Depth of the check of a decoded image, and of one whose fault is known."""
+"""The depth of the check of a decoded image, and of one whose fault is known."""
 
 
 class Job(NamedTuple):
@@ -20,13 +21,13 @@ class Job(NamedTuple):
 
     place: ByteRange
     known: ImageInfo | None
-    """Facts that hold if the image's header still has them."""
+    """Facts that are still right if the image's header has them."""
     decode: bool
 
 
 def check_chunk(jobs: Sequence[Job]) -> list[tuple[Checked, int]]:
     """Return the facts or the fault of each image, and the depth of the check; 0: the known facts
-    hold."""
+    are still right."""
     return [_check(job) for job in jobs]
 
 

@@ -1,5 +1,5 @@
-"""Images whose pixels DALI reads as another picture than Pillow, or not at all, because of how they
-are stored."""
+"""Images whose pixels DALI decodes differently from Pillow, or not at all, because of their form of
+storage."""
 
 from PIL.ImageFile import ImageFile
 
@@ -9,7 +9,8 @@ _SIGNATURE = 8  # bytes before the first chunk of a PNG
 
 
 def find_odd_storage(image: ImageFile, data: bytes) -> str:
-    """Return why the pixels of an opened image, which is not decoded yet, are refused, or "".
+    """Return why an opened image, which is not decoded yet, is refused for the form of its pixels,
+    or "".
 
     data: its encoded bytes, at least the header. Measured with DALI 2.4.
     """

@@ -1,7 +1,7 @@
 """Tables of checked images, built from a listing and from what is stored.
 
-What was checked is stored every minute, so an interrupt loses little of it, and several processes
-may check parts of one split: who stores a table adds the results of the others.
+The results so far are stored every minute, so an interrupt loses few of them. Several processes may
+check parts of one split: each adds the results of the others to the table that it stores.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ from fastdeit.display.progress import track
 from fastdeit.storage.atomic import atomic_open, open_no_link
 
 _STORE_EVERY_S = 60.0
-_STORING_SHARE = 20  # storing takes at most one part in so many of the time
-_NEVER = -1  # time of change of an image whose facts have to be compared again
+_STORING_SHARE = 20  # storing takes at most 1 / _STORING_SHARE of the time
+_NEVER = -1  # time of change of an image whose facts must be compared again
 _KEYS = ("name", "num_bytes", "mtime_ns", "shard", "offset")
 _log = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ def build_table(
     workers: int,
     wanted: ImageCheck,
 ) -> pa.Table:
-    """Build and store the table of a listing: unchanged images have their facts from the stored
+    """Build and store the table of a listing: the facts of unchanged images come from the stored
     table, the others are checked.
 
-    When it is interrupted, the stored table has the images that were checked, and is no fresh one.
+    After an interrupt the stored table has the images that were checked, and is not fresh.
     """
     building = _Building(listing, source, places)
     facts = building.facts
@@ -84,7 +84,7 @@ class _Building:
         self._pause = _STORE_EVERY_S
 
     def store_in_time(self) -> None:
-        """Store what was checked, if it is some time ago that it was stored."""
+        """Store the results so far, if the last time was more than a minute ago."""
         started = time.monotonic()
         if started - self._stored_at >= self._pause:
             self.store()
@@ -92,8 +92,8 @@ class _Building:
             self._pause = max(_STORE_EVERY_S, _STORING_SHARE * (self._stored_at - started))
 
     def store(self) -> pa.Table:
-        """Store the table in the first place that can be written, with what others stored there
-        meanwhile; return it."""
+        """Store the table at the first place that can be written, with the results that other
+        processes have stored there meanwhile; return it."""
         for place in self._places:
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -118,8 +118,7 @@ class _Building:
             self.facts.take(theirs, rows)
 
     def _table(self) -> pa.Table:
-        """Return the table; without the images that were not checked yet, and then not a fresh
-        one."""
+        """Return the table of the images that were checked; it is fresh if these are all."""
         table = self._images
         for name, column in self.facts.columns().items():
             table = table.append_column(name, column)
@@ -134,7 +133,7 @@ class _Building:
 
 
 def _facts(listing: Listing, images: pa.Table, places: Sequence[Path]) -> Facts:
-    """Return what is known of a listing's images before any is checked."""
+    """Return the facts of a listing's images that are known before any is checked."""
     if listing.facts:
         facts = Facts.of_alike(len(images), listing.facts)
     elif listing.checked is not None:
@@ -149,8 +148,8 @@ def _facts(listing: Listing, images: pa.Table, places: Sequence[Path]) -> Facts:
 
 @contextlib.contextmanager
 def _locked(place: Path) -> Iterator[None]:
-    """Wait until no other process stores a table at a place; on a file system without locks, for
-    nothing. Raises OSError if no file can be written there."""
+    """Wait until no other process stores a table at a place; do not wait on a file system without
+    locks. Raises OSError if no file can be written there."""
     lock_file = place.with_name(f".{place.name}.lock")
     with open(lock_file, "ab", opener=open_no_link) as lock:
         with contextlib.suppress(OSError):
@@ -159,7 +158,7 @@ def _locked(place: Path) -> Iterator[None]:
 
 
 def _identities(places: Sequence[Path]) -> list[tuple[int, int] | None]:
-    """Return what differs when another table is stored at one of the places."""
+    """Return values of the tables at the places, which differ after another table is stored."""
     found: list[tuple[int, int] | None] = []
     for place in places:
         try:
@@ -171,8 +170,8 @@ def _identities(places: Sequence[Path]) -> list[tuple[int, int] | None]:
 
 
 def _stamps(listing: Listing, faults: Mapping[int, str]) -> Stamps:
-    """Return the listing's stamps; all unsettled if some file could not be read, which may be
-    readable the next time, or if equal stamps would not show that nothing changed."""
+    """Return the listing's stamps. All are unsettled if a file could not be read, as it may be
+    readable next time, or if the file system's times do not show all changes."""
     unread = any(fault.startswith(UNREAD) for fault in faults.values())
     if not unread and have_true_times([stamp.ctime for stamp in listing.stamps.values()]):
         return listing.stamps
@@ -184,8 +183,8 @@ def _unsettled(stamps: Stamps) -> Stamps:
 
 
 def _known(table: pa.Table, places: Sequence[Path]) -> Facts:
-    """Return the facts of the images that have the same bytes and time of modification in the
-    stored table; they are sure if the time of change is the same, too."""
+    """Return the stored facts of the images whose byte count and time of modification are those in
+    the stored table; the facts are sure if the time of change is the same, too."""
     kept = stored_table(places)
     keys = [name for name in _KEYS if name in table.column_names]
     if kept is None or any(name not in kept.column_names for name in keys):
@@ -209,8 +208,8 @@ def _align(names: pa.BinaryArray, kept: pa.Table) -> tuple[pa.Table, pa.Array]:
 
 
 def _same_ctimes(table: pa.Table, was: pa.Table) -> np.ndarray:
-    """Return bool (N,): which images have the time of change that they had; none if it says nothing
-    here, or if the table of an earlier version has no such column."""
+    """Return bool (N,): whether an image's time of change is the stored one; False for all if this
+    file system has no true times, or the table of an earlier version has no such column."""
     ctimes = table["ctime_ns"].to_numpy()
     if "ctime_ns" not in was.column_names or not have_true_times(ctimes):
         return np.zeros(len(table), bool)

@@ -1,4 +1,4 @@
-"""Which images of a split are checked and how, and the checks themselves, in threads or
+"""The check of a split: the images that need it, its depth, and the work in threads or
 processes."""
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,22 +14,24 @@ from fastdeit.data.formats.check import ByteRange, in_parallel
 CheckKind = Literal["auto", "headers", "decode"]
 
 DECODED_IMAGES = 100_000
+"""The largest number of images that `auto` decodes: about two minutes of a core."""
 DECODED_BYTES = 8 * 2**30
-"""Largest numbers of images and of their bytes that `auto` decodes: about two minutes of a core."""
+"""The largest number of bytes of images that `auto` decodes."""
 _CHUNK = 64  # images a worker takes at a time
 _PROCESSES_FROM = 4000  # decoded images; below it, starting processes costs more than the decoding
-_HEADERS = 30  # as many headers take as long as a decoded image
+_HEADERS = 30  # headers, whose check takes as long as decoding an image
 
 Places = Callable[[np.ndarray], Sequence[ByteRange]]
-"""From rows (int64 (n,)) to where their images are."""
+"""A function from rows (int64 (n,)) to the files and byte ranges of their images."""
 
 
 @dataclass(frozen=True)
 class ImageCheck:
     """The check that the images of a split need.
 
-    kind: auto decodes as many images as `DECODED_IMAGES` and `DECODED_BYTES` say, of more it looks
-    at the headers. part: i, n: only rows of the i-th of n parts, counted from 1, are decoded.
+    kind: "auto" decodes the images if they are at most `DECODED_IMAGES` and `DECODED_BYTES`, else
+    it checks their headers. part: (i, n), only rows of the i-th of n parts, counted from 1, are
+    decoded.
     """
 
     kind: CheckKind = "auto"
@@ -44,9 +46,9 @@ class ImageCheck:
         return depth
 
     def decoded(self, needed: np.ndarray, num_bytes: np.ndarray) -> np.ndarray:
-        """Return bool (n,): which of the images that are checked now are decoded.
+        """Return bool (n,): whether each of the images that are checked now is decoded.
 
-        needed: of these images; num_bytes: int (n,), of each.
+        needed: uint8 (n,), their rows of `needed`; num_bytes: int (n,), bytes of each.
         """
         if self.kind != "auto":
             return needed == DECODED
@@ -55,15 +57,16 @@ class ImageCheck:
 
 
 AUTO = ImageCheck()
+"""The default check."""
 
 
 def check_images(
     facts: Facts, num_bytes: np.ndarray, places: Places, wanted: ImageCheck, workers: int
 ) -> Iterator[int]:
-    """Check the images whose facts are not known as `wanted` asks, and set their facts; yield the
-    row of each that is done.
+    """Check the images whose facts do not have the wanted depth, and set their facts; yield the row
+    of each image after its check.
 
-    num_bytes: int64 (N,), of each encoded image.
+    num_bytes: int64 (N,), bytes of each encoded image.
     """
     needed = wanted.needed(len(facts))
     rows = np.flatnonzero(~facts.is_sure | (facts.depth < needed))

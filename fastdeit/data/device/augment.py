@@ -17,7 +17,7 @@ from fastdeit.plan.spec import PlanSpec
 
 
 class Augmenter:
-    """The kernels with what all samples of a run have in common.
+    """The kernels, with the settings that all samples of a run share.
 
     mean, std: of each channel, for values in 0..1.
     """
@@ -35,15 +35,15 @@ class Augmenter:
     ) -> Pixels:
         """Return B samples, S x S.
 
-        packed: uint8 (n,), decoded windows one after the other. place: rows of `place_crops`, on
-        the CPU; changes: rows of `pack_changes`, on the device of packed.
+        packed: uint8 (n,), a buffer with the decoded windows one after the other. place: rows of
+        `place_crops`, on the CPU; changes: rows of `pack_changes`, on the device of the buffer.
         """
         start, stride, shape, window, flip = place
         crops = resize(packed, start, stride, shape, window, flip, self._spec.input_size)
         return self.augment_crops(crops, changes)
 
     def augment_crops(self, crops: torch.Tensor, changes: Sequence[torch.Tensor]) -> Pixels:
-        """Return B samples of resized crops, uint8 (B, H, W, 3); changes: as of
+        """Return B samples from resized crops, uint8 (B, H, W, 3); changes: as for
         `augment_windows`."""
         ops, args, erase, key = changes
         if self._spec.layers:

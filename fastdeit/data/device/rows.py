@@ -18,9 +18,11 @@ def count_bytes(windows: np.ndarray) -> np.ndarray:
 def place_crops(
     draws: SampleParams, windows: np.ndarray, group: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """Return the rows that `resize` takes of the buffer that holds decoded windows one after the
-    other: the byte of the first pixel, int64 (B,); bytes from a row to the next, int32 (B,); height
-    and width, int32 (B, 2); `SampleParams.resize`, int32 (B, 4); flipped, bool (B,).
+    """Return the arguments of `resize` for a buffer that holds decoded windows one after the other.
+
+    They are: the byte of each crop's first pixel, int64 (B,); the bytes from one row of pixels to
+    the next, int32 (B,); height and width, int32 (B, 2); `SampleParams.resize`, int32 (B, 4);
+    whether the crop is flipped, bool (B,).
 
     windows: int32 (G, 4), y, x, height, width in the stored image. group: int64 (B,), the window
     that each crop is cut from.
@@ -33,9 +35,9 @@ def place_crops(
 
 
 def pack_changes(draws: SampleParams) -> tuple[np.ndarray, ...]:
-    """Return the rows of what happens to resized crops: operations, int32 (B, L), their arguments,
-    float64 (B, L, 2), erased boxes, int32 (B, 4), and the keys of their noise, int64 (B,), with the
-    bits of uint64."""
+    """Return the arguments of the kernels for resized crops: operations, int32 (B, L), their
+    arguments, float64 (B, L, 2), erased boxes, int32 (B, 4), and the keys of their noise, int64
+    (B,), with the bits of uint64."""
     ops = torch.from_numpy(draws.ops)
     args = pack_args(ops, torch.from_numpy(draws.op_args)).numpy()
     return draws.ops, args, draws.erase, draws.noise_key.view(np.int64)

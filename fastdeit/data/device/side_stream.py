@@ -9,9 +9,9 @@ import torch
 
 
 class SideStream:
-    """A CUDA stream of its own for what one thread launches; on a CPU it does nothing.
+    """A separate CUDA stream for the launches of one thread; on a CPU it does nothing.
 
-    device: without an index, that of the thread that makes this object.
+    device: without an index, the current device of the thread that creates this object.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -19,8 +19,8 @@ class SideStream:
 
     @contextlib.contextmanager
     def use(self) -> Iterator[None]:
-        """Launch on this stream within; another thread's current device and stream stay as they
-        are."""
+        """Launch on this stream inside the `with` block; other threads keep their current device
+        and stream."""
         if self._stream is None:
             yield
             return
@@ -29,12 +29,12 @@ class SideStream:
             yield
 
     def mark(self) -> torch.cuda.Event | None:
-        """Return an event after all that was launched so far; None on a CPU."""
+        """Return an event that follows all launches so far; None on a CPU."""
         return None if self._stream is None else self._stream.record_event()
 
     def hand_over(self, value: Any, mark: torch.cuda.Event | None) -> None:
-        """Make the caller's current stream wait for `mark`, not the host, and hold the memory of
-        the tensors in `value` until that stream has read them.
+        """Make the caller's current stream, but not the host, wait for `mark`; reserve the memory
+        of the tensors in `value` until that stream has read them.
 
         value: a tensor, or tuples and dataclasses of them.
         """
@@ -43,7 +43,7 @@ class SideStream:
         current = torch.cuda.current_stream(self._stream.device)
         current.wait_event(mark)
         for tensor in _list_tensors(value):
-            # of what DALI has allocated, torch ignores it: DALI frees after the whole device
+            # torch ignores this for memory of DALI, which frees it after a wait for the device
             if tensor.is_cuda:
                 tensor.record_stream(current)
 

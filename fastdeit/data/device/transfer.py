@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 ALIGNMENT = 16
-"""Bytes: the widest load of a GPU thread, and what Triton compiles a kernel of its own for."""
+"""The bytes of the widest load of a GPU thread; for pointers with this alignment Triton compiles a
+separate kernel."""
 
 
 def to_device_of(images: torch.Tensor, *arrays: np.ndarray) -> list[torch.Tensor]:
@@ -24,8 +25,8 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def send_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Copy the arrays to `device` at once, as views of one block of memory whose starts are
-    multiples of `ALIGNMENT` bytes.
+    """Copy the arrays to `device` at once; return them as views of one block of memory, each at a
+    multiple of `ALIGNMENT` bytes.
 
     The host does not wait for the copy: torch's allocator of pinned memory uses the block again
     only after the event that the copy leaves in its stream, so no reference has to be kept.

@@ -14,7 +14,7 @@ from fastdeit.data.graphs.windows import place_in
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """The G windows to decode for the B samples of a batch, each of another image."""
+    """The windows to decode for the B samples of a batch: one for each of its G images."""
 
     rows: np.ndarray
     """int64 (G,): rows of the index, ascending, each once."""
@@ -26,13 +26,13 @@ class DecodePlan:
     """int64 (G,): the first sample that is cut from each window."""
 
     def place(self, crop: np.ndarray) -> np.ndarray:
-        """Return int32 (B, 4): the crops, int32 (B, 4) in the stored image, as y, x, height, width
-        in their decoded windows."""
+        """Return int32 (B, 4): y, x, height, width of the crops in their decoded windows; crop:
+        int32 (B, 4), the same in the stored images."""
         return place_in(self.windows[self.group], crop)
 
 
 def plan_decoding(image_index: np.ndarray, crop: np.ndarray) -> DecodePlan:
-    """Return what to decode for samples.
+    """Return what to decode for the samples of a batch.
 
     image_index: int64 (B,), rows of the index; crop: int32 (B, 4), y, x, height, width in the
     stored image, of height and width 1 or more; B is at least 1.
@@ -50,10 +50,10 @@ def plan_decoding(image_index: np.ndarray, crop: np.ndarray) -> DecodePlan:
 def share_windows(
     image_index: np.ndarray, crop: np.ndarray, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a row for each sample of several batches: int32 (B, 4), the window it is cut from, and
-    int32 (B,), the place in its batch of the first sample of that window.
+    """Return, for each sample of several batches, the window that it is cut from, int32 (B, 4), and
+    the place in its batch of the first sample of that window, int32 (B,).
 
-    image_index, crop: as of `plan_decoding`; each batch but the last has `batch_size` samples.
+    image_index, crop: as for `plan_decoding`; each batch but the last has `batch_size` samples.
     """
     batch, place = np.divmod(np.arange(len(image_index)), batch_size)
     of_batch = image_index + batch * (image_index.max() + 1)

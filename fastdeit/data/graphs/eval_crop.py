@@ -9,6 +9,7 @@ from fastdeit.data.augment.native import FILTERS as NATIVE_FILTERS
 from fastdeit.data.augment.resize.weights import FILTERS
 
 CROP_MODES = ("center", "squash", "border")
+"""timm's names of the ways from an image to a square; `EvalCrop.mode` describes them."""
 
 
 class EvalCrop(NamedTuple):
@@ -18,16 +19,16 @@ class EvalCrop(NamedTuple):
     size: int
     """Its side in pixels."""
     crop_pct: float
-    """size / crop_pct is the side that the image is resized to before the crop."""
+    """The share of the resized image's side that is cropped: it is resized to size / crop_pct."""
     interpolation: str = "bicubic"
-    """Filter of the resize, one of FILTERS."""
+    """The filter of the resize, one of FILTERS."""
     mode: str = "center"
-    """One of CROP_MODES. center: the short side is resized, and the centre cropped; squash: both
-    sides are, without regard to their ratio; border: the long side is, and what the image lacks is
-    filled with the mean colour."""
+    """One of CROP_MODES. center: the short side is resized to size / crop_pct, and the centre is
+    cropped; squash: both sides are resized to it, whatever their ratio; border: the long side is
+    resized to it, and the rest of the square is filled with the mean colour."""
 
     def check(self, backend: str) -> None:
-        """Raise ValueError, which names the argument, for what the backend cannot do."""
+        """Raise ValueError, which names the argument, unless the backend can do this crop."""
         require(0 < self.crop_pct <= 2, "eval_crop_ratio", self.crop_pct, "above 0, at most 2")
         filters = FILTERS if backend == "exact" else tuple(NATIVE_FILTERS)
         allowed = f"one of {', '.join(filters)} with the augment backend {backend}"

@@ -10,28 +10,29 @@ if TYPE_CHECKING:
     from nvidia.dali import types
 
 BACKENDS = ("exact", "native")
+"""The backends: pixels equal to PIL's, or DALI's own operators."""
 DECODERS: dict[str, dict[str, Any]] = {
     "cpu": {"device": "cpu"},
     "mixed": {"device": "mixed", "hw_decoder_load": 0.0},
     "hardware": {"device": "mixed", "hw_decoder_load": 1.0},
 }
-"""Where images are decoded. The GPU's own JPEG engine differs from its CUDA decoder, and a share
-between them would make a sample's pixels depend on its batch: each decoder uses one of them for
-all."""
+"""DALI's arguments for each decoder. The pixels of the GPU's JPEG engine differ from those of its
+CUDA decoder, so a sample's pixels would depend on its batch if both were used: each decoder uses
+one of them for all images."""
 
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Settings of a pipeline: device, prefetch and output.
+    """The settings of a pipeline: device, threads, prefetch, backend, decoder and output.
 
     Raises ValueError for an unknown name.
     """
 
     mean: Sequence[float]
-    """Of each channel, for values in 0..1, as `std`."""
+    """The mean of each channel, for values in 0..1; `std` likewise."""
     std: Sequence[float]
     batch_size: int = 1
-    """Largest batch; the loaders set it, and the last two fields."""
+    """The size of the largest batch. The loaders set it, and the last two fields."""
     device: str = "cpu"
     device_id: int | None = None
     num_threads: int = 2
@@ -39,15 +40,16 @@ class PipelineOptions:
     backend: str = "exact"
     decoder: str = "cpu"
     uses_kernels: bool = False
-    """True: the exact backend in training is Triton kernels on `device`, with the same pixels (on
-    a CPU their references, in plain torch); False: one compiled operator on CPU threads."""
+    """Whether the exact backend is, in training, Triton kernels on `device` (on a CPU their
+    references in plain torch), instead of one compiled operator on CPU threads; the pixels are the
+    same."""
     read_ahead: bool = False
-    """True: a thread makes the next batch while the caller uses the present one."""
+    """Whether a thread makes the next batch while the caller uses the present one."""
     feeds_paths: bool = True
-    """True: the source gives paths of files; False: encoded images."""
+    """Whether the source gives paths of files, not encoded images."""
     knows_sizes: bool = False
-    """True: the source gives, right after the images, int32 (B, 2): the height and width that
-    each must have."""
+    """Whether the source gives, right after the images, the height and width that each must have,
+    int32 (B, 2)."""
 
     def __post_init__(self) -> None:
         choices = {"device": ("cpu", "gpu"), "backend": BACKENDS, "decoder": tuple(DECODERS)}
@@ -62,7 +64,7 @@ class PipelineOptions:
         require_value(is_exact, "uses_kernels", self.uses_kernels, "False with backend native")
 
     def describe(self) -> str:
-        """Return what decides the pixels, in words."""
+        """Return the backend and the decoder, which decide the pixels, in words."""
         return f"{self.backend} backend, {self.decoder} decoder"
 
     @property

@@ -1,15 +1,15 @@
 """The DALI graphs that execute the plan (read, decode, resize, flip, augment, normalise, erase),
 and those of evaluation.
 
-No operator in here is random: all that varies comes in per sample, packed into one integer and one
-float row, so a sample's pixels do not depend on the batch it is in, on threads or on time. Two
-backends, one interface:
+No operator in here is random: all that varies is an input, one row of integers and one of floats
+for each sample, so a sample's pixels do not depend on the batch it is in, on threads or on time.
+There are two backends with one interface:
 
 exact: what follows the decoder is one compiled operator on the CPU, bit-equal to PIL and timm
 (data/augment/exact.py); or the graph only decodes, and kernels do the same on the GPU
 (data/device/). native: DALI's own operators, on the CPU or the GPU, close to PIL
-(data/augment/native.py). The graph does not have parts that a plan never uses: an operator costs
-about 10 us an iteration even when idle.
+(data/augment/native.py). The graph has no operator that the plan never uses: even an idle one costs
+about 10 us an iteration.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,16 +44,17 @@ from fastdeit.plan.spec import PlanSpec
 _INTS = (types.INT32, 1)
 _FLOATS = (types.FLOAT64, 1)
 Source = Callable[[int], tuple[Any, ...]]
-"""From DALI's number of an iteration to its batch: paths or encoded images as uint8 arrays, then
-the rows that the graph takes."""
+"""A function from DALI's number of an iteration to its batch: paths or encoded images as uint8
+arrays, then the rows that the graph takes."""
 
 
 def build_train_pipeline(source: Source, spec: PlanSpec, options: PipelineOptions) -> Pipeline:
     """Build a pipeline whose output is images (B, 3, S, S), normalised and erased: float32 on
-    "cpu", float16 on "gpu". With kernels, it is decoded windows, uint8 (h, w, 3), on the device.
+    "cpu", float16 on "gpu". With kernels the output is decoded windows, uint8 (h, w, 3), on the
+    device.
 
-    source: paths or encoded images, and the rows of `pack_draws`; with kernels, the windows, int32
-    (G, 4) as y, x, height, width.
+    source: gives paths or encoded images, and the rows of `pack_draws`; with kernels, the windows
+    instead of these rows, int32 (G, 4) as y, x, height, width.
     """
     if options.uses_kernels:
         return _built(_windows_graph(source, options, **options.dali))
@@ -64,9 +65,9 @@ def build_train_pipeline(source: Source, spec: PlanSpec, options: PipelineOption
 
 
 def build_eval_pipeline(source: Source, crop: EvalCrop, options: PipelineOptions) -> Pipeline:
-    """Build a pipeline whose output is images (B, 3, S, S), as of `build_train_pipeline`.
+    """Build a pipeline whose output is images (B, 3, S, S), as that of `build_train_pipeline`.
 
-    source: paths or encoded images, and the rows of `pack_eval`.
+    source: gives paths or encoded images, and the rows of `pack_eval`.
     """
     if options.backend == "exact":
         return _built(_exact_graph(source, crop.size, options, **options.dali))
@@ -74,7 +75,7 @@ def build_eval_pipeline(source: Source, crop: EvalCrop, options: PipelineOptions
 
 
 def decode_alone(encoded: Sequence[np.ndarray] | np.ndarray, feeds_paths: bool) -> None:
-    """Decode one batch (as the source gives it) by itself.
+    """Decode one batch, as the source gives it, in a pipeline of its own.
 
     Raises RuntimeError with DALI's message if that fails.
     """
@@ -95,9 +96,9 @@ def pack_draws(
 ) -> tuple[np.ndarray, ...]:
     """Return the rows that the training graph takes, (B, columns) each or (B,): the window to
     decode, integers, and floats if it uses any; for copies that share a window, see
-    `_copies_graph`. With kernels, those that they take after it, of `pack_changes`.
+    `_copies_graph`. With kernels, return the rows that the kernels take, `pack_changes`.
 
-    draws: of one batch, or of several, each of `options.batch_size` samples.
+    draws: the samples of one batch or of several, each with `options.batch_size` samples.
     """
     if options.uses_kernels:
         return pack_changes(draws)
@@ -152,7 +153,7 @@ def _external(
     """Return the encoded images, and the rows, which have the given types and dimensions."""
     sizes = ((types.INT32, 1),) if options.knows_sizes else ()
     inputs = [(types.UINT8, 1), *sizes, *rows]
-    # without a copy: the loader keeps what it fed until the batch is out
+    # without a copy: the loader holds what it fed until DALI has made the batch
     fed, *nodes = fn.external_source(
         source,
         num_outputs=len(inputs),
@@ -168,7 +169,7 @@ def _read(encoded: _Encoded, options: PipelineOptions) -> DataNode:
     """Return the bytes of the images, which must have the size of the index."""
     data = encoded.fed
     if options.feeds_paths:
-        # a disk that fails under a memory map would kill the process
+        # a disk that fails while a file is mapped to memory would kill the process
         data = fn.io.file.read(data, dont_use_mmap=True)
     return data if encoded.size is None else _of_size(data, encoded.size)
 
@@ -197,7 +198,8 @@ def _exact_graph(source: Source, input_size: int, options: PipelineOptions) -> D
 def _copies_graph(source: Source, input_size: int, options: PipelineOptions) -> DataNode:
     """Define a graph that decodes a window once for all samples of the batch that are cut from it.
 
-    decodes: whether a sample decodes its window; first: the sample that does, in the batch.
+    Two inputs of each sample: `decodes`, whether it decodes its window; `first`, the place in the
+    batch of the sample that does.
     """
     encoded, (window, decodes, first, ints, floats) = _external(
         source, options, _INTS, (types.BOOL, 0), (types.INT32, 0), _INTS, _FLOATS

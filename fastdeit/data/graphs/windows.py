@@ -1,4 +1,4 @@
-"""The part of an image that a resize reads: no other pixels need to be decoded."""
+"""The window of an image that a resize reads: no other pixels need to be decoded."""
 
 import numpy as np
 
@@ -8,12 +8,13 @@ from fastdeit.data.augment.resize.weights import FILTERS, SUPPORTS
 def part_to_read(
     crop: np.ndarray, resize: np.ndarray, size: int, interpolation: str = "bicubic"
 ) -> np.ndarray:
-    """Return int32 (B, 4), y, x, height, width in the stored image: all that the filter reads.
+    """Return the window that the filter reads, int32 (B, 4): y, x, height, width in the stored
+    image.
 
     crop: int (B, 4), y, x, height, width in the stored image. resize: int (B, 4), the height and
-    width that the crop is resized to, then y and x of the window of size x size that is kept of
-    that; where it reaches beyond an edge, any of the axis may be read. interpolation: one of
-    FILTERS. Pillow 12.3, src/libImaging/Resample.c, precompute_coeffs.
+    width that the crop is resized to, then y and x of the size x size pixels of it that are used;
+    where these reach beyond an edge, the whole axis is read. interpolation: one of FILTERS. Source:
+    Pillow 12.3, src/libImaging/Resample.c, precompute_coeffs.
     """
     in_size, out_size, start = (crop[:, 2:], resize[:, :2], resize[:, 2:])
     stop = start + size
@@ -28,6 +29,6 @@ def part_to_read(
 
 
 def place_in(windows: np.ndarray, crop: np.ndarray) -> np.ndarray:
-    """Return int32 (B, 4): the crops, y, x, height, width in the stored image, as such in decoded
-    windows; both int32 (B, 4)."""
+    """Return int32 (B, 4): y, x, height, width of the crops in decoded windows; windows, crop:
+    int32 (B, 4), the same in the stored images."""
     return np.concatenate((crop[:, :2] - windows[:, :2], crop[:, 2:]), axis=1)

@@ -1,9 +1,9 @@
 """Numbered batches made in a thread, beside the step that uses the batch before.
 
-Between two steps the caller takes a batch that is ready: planning, feeding, DALI's `run` and the
-copies to the device are the thread's. They hold Python's lock for a part of their time, in which
-the caller launches nothing; benchmarks/LOG.md has what that costs, and why it is no process: a
-batch would cross between processes by a copy.
+Between two steps the caller takes a batch that is ready: the thread has planned and fed it, called
+DALI's `run` and copied the batch to the device. For some of that time it holds Python's lock, and
+the caller can launch nothing; benchmarks/LOG.md has what that costs. It is a thread and not a
+process, as a batch would have to be copied from one process to the other.
 """
 
 import os
@@ -21,7 +21,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class _Task(Generic[Made]):
-    """A batch that the thread makes; the event is that of its last launch on a GPU."""
+    """A batch that the thread makes; its event follows the last launch on a GPU."""
 
     number: int
     future: Future[tuple[Made, torch.cuda.Event | None]]
@@ -30,10 +30,11 @@ class _Task(Generic[Made]):
 class ReadAhead(Generic[Made]):
     """Batches by number: one is made in a thread while the caller uses the one before it.
 
-    make: from a number to its batch; one call at a time. device: of the batches, as torch names it.
-    enabled: False: `get` makes the batch itself. The thread starts with the first batch and holds
-    this object only while it makes one, so it ends when the object is closed or collected; at its
-    exit the process waits for the batch that is being made.
+    make: a function from a number to its batch, called once at a time. device: of the batches, as
+    torch names it. enabled: whether there is a thread; without one, `get` makes the batch. The
+    thread starts with the first batch and refers to this object only while it makes one, so it ends
+    when the object is closed or collected; a process that exits waits for the batch that is being
+    made.
     """
 
     def __init__(self, make: Callable[[int], Made], device: str, enabled: bool) -> None:
@@ -44,10 +45,10 @@ class ReadAhead(Generic[Made]):
         self._task: _Task[Made] | None = None
 
     def get(self, number: int, following: int | None) -> Made:
-        """Return batch `number`, and start to make batch `following`, if any.
+        """Return batch `number`; start the thread on batch `following`, unless that is None.
 
-        Raises what `make` raises for this batch, with its traceback; what it raises for a batch
-        that is never asked for is dropped. Raises RuntimeError in a forked process.
+        Raises what `make` raises for this batch, with its traceback; an error in a batch that is
+        never asked for is dropped. Raises RuntimeError in a forked process.
         """
         if self._threads is None:
             return self._make(number)
@@ -61,7 +62,7 @@ class ReadAhead(Generic[Made]):
         return batch
 
     def _take(self, number: int) -> _Task[Made]:
-        """Return the task of a batch, which begins only now if another was made ahead."""
+        """Return the task of a batch; start it now if another batch was made ahead."""
         task = self._task
         if task is None or task.number != number:
             self.discard()

@@ -1,4 +1,4 @@
-"""A micro-batch of training. Importing it needs no DALI."""
+"""A micro-batch of training; the module does not import DALI."""
 
 from dataclasses import dataclass
 
@@ -21,25 +21,26 @@ class Batch:
     labels: torch.Tensor
     """int64 (B,)."""
     lam: torch.Tensor
-    """float32 (B,): share of the sample itself."""
+    """float32 (B,): share of the sample itself after mixing."""
     box: torch.Tensor
-    """int32 (B, 4): y0, x0, y1, x1 taken from the partner; zeros: blended by `lam`."""
+    """int32 (B, 4): y0, x0, y1, x1 of the box that is taken from the partner; zeros where the two
+    images are blended by `lam` instead."""
     drop_path_mask: torch.Tensor
     """bool (B, depth, 2): DropPath's keep bits of the attention and the MLP branch; (B, copies *
     depth, 2) if the model sees the batch several times."""
     ordinals: torch.Tensor
-    """int64 (B,) on the CPU: places in the epoch's order."""
+    """int64 (B,) on the CPU: places in the epoch's global order."""
     image_index: torch.Tensor
     """int64 (B,) on the CPU: rows of the index."""
     teacher_record: torch.Tensor | None = None
     """uint8 (B, n): the teacher's recorded outputs; None: there are none."""
     digest: int = 0
-    """Of all that is planned for its samples (fastdeit/plan/digest.py)."""
+    """The digest of all that is planned for the samples (fastdeit/plan/digest.py)."""
 
     @property
     def images(self) -> torch.Tensor:
-        """(B, 3, H, W) normalised and erased; out of pixels it is computed at each access, in
-        float32."""
+        """Return the images, (B, 3, H, W), normalised and erased; from pixels they are computed at
+        each access, in float32."""
         return normalise(*self.unmixed) if isinstance(self.unmixed, Pixels) else self.unmixed
 
 
@@ -49,8 +50,8 @@ def make_blank_batch(
     """Return a micro-batch of zeros whose mixed images, targets and masks have the shapes and
     dtypes of all others.
 
-    side: of the images; masks: DropPath's of a sample, `depth` or copies * depth; record_bytes: of
-    a teacher's record, 0: there are none.
+    side: of the images, in pixels; masks: DropPath's masks for one sample, `depth` or copies *
+    depth; record_bytes: the bytes of a teacher's record, 0: there are none.
     """
     numbers = torch.zeros(samples, dtype=torch.int64)
     return Batch(

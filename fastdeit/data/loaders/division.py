@@ -10,10 +10,11 @@ from fastdeit.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Division:
-    """The division of an epoch into steps and of a step into micro-batches, on one process.
+    """The division of an epoch into steps and of a step into micro-batches, in one process.
 
-    ranks: those whose samples this process takes, one after the other in each step; alternating:
-    see `Plan.ordinals`. Raises ValueError when the sizes do not divide.
+    batch_size: samples of all ranks; micro_batch: samples of one forward pass. ranks: the ranks
+    whose samples this process takes, one after the other in each step; alternating: see
+    `Plan.ordinals`. Raises ValueError when the sizes do not divide.
     """
 
     plan: Plan
@@ -50,7 +51,7 @@ class Division:
 
     @property
     def micro_batches(self) -> int:
-        """Return the micro-batches of an epoch."""
+        """Return the number of micro-batches in an epoch."""
         return self.steps * self.micro_steps
 
     @property
@@ -58,7 +59,7 @@ class Division:
         return self.batch_size // self.world_size // self.micro_batch
 
     def ordinals(self, number: int) -> np.ndarray:
-        """Return int64 (micro_batch,): the samples of a micro-batch of an epoch."""
+        """Return int64 (micro_batch,): the ordinals of micro-batch `number` of an epoch."""
         step, micro = divmod(number, self.micro_steps)
         rank, place = divmod(micro, self._micro_steps_of_rank)
         share = self.plan.ordinals(

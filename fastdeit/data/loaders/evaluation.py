@@ -19,7 +19,7 @@ from fastdeit.data.loaders.stream import Stream, options_of
 from fastdeit.data.quarantine import Quarantine
 
 PADDING = -1
-"""Label of the rows that fill up an evaluation batch; they are no samples."""
+"""The label of the rows that fill up an evaluation batch; they are not samples."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class EvalBatch:
 
 
 class EvalLoader:
-    """Every image of the index once, over all ranks: resized, cropped, in a fixed order.
+    """Batches with every image of the index once over all ranks, resized and cropped, in order.
 
     Rank r of W takes the rows r, r + W, ... Every rank yields the same number of batches of
     `batch_size` rows; rows that are missing, or in the quarantine, are replaced by rows labelled
-    PADDING. crop_pct, interpolation, crop_mode: see `EvalCrop`. Raises ValueError, which names the
-    argument, for what the backend cannot do. Attributes: quarantine, whose `step` is set by who
-    evaluates.
+    PADDING. input_size: side of the images, in pixels; crop_pct, interpolation, crop_mode: see
+    `EvalCrop`. Raises ValueError, which names the argument, for what the backend cannot do.
+    Attributes: quarantine, whose `step` the caller sets.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class EvalLoader:
         self._ahead = ReadAhead(self._make_batch, self.options.torch_device, options.read_ahead)
 
     def __len__(self) -> int:
-        """Return the batches in a pass."""
+        """Return the number of batches in one pass over the images."""
         return self._batches
 
     def __iter__(self) -> Iterator[EvalBatch]:
@@ -99,7 +99,7 @@ class EvalLoader:
         return EvalBatch(images, to_device_of(images, labels)[0], torch.from_numpy(rows))
 
     def close(self) -> None:
-        """End all threads, after the batch that is being made; batches that were yielded stay
+        """End all threads after the batch that is being made; batches that were yielded stay
         valid."""
         self._stream.stop()
         self._ahead.close()
@@ -108,8 +108,8 @@ class EvalLoader:
     def plan_batch(
         self, number: int
     ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, tuple[np.ndarray, ...]]:
-        """Plan a batch, for `Stream`: the rows and whether each is real; the rows; the graph's
-        arrays."""
+        """Plan a batch for `Stream`: (the rows, whether each is an image of its own); the rows; the
+        arrays that the graph takes."""
         place = (number % self._batches) * self._batch_size + np.arange(self._batch_size)
         rows = place * self._world_size + self._rank
         bad = self.quarantine.rows
@@ -121,8 +121,8 @@ class EvalLoader:
 
 
 def _release_memory() -> None:
-    """Return freed pages to the system: images differ in size, and the reserve that the C library
-    keeps for them grows over hours."""
+    """Return freed memory to the system: images differ in size, so the memory that the C library
+    reserves for them grows over hours."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc's
         libc.malloc_trim(0)

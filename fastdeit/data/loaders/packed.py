@@ -1,4 +1,4 @@
-"""Images out of DALI: of one size as a tensor, of any sizes as one buffer on their device."""
+"""Images out of DALI: those of one size as a tensor, others in one buffer on their device."""
 
 import ctypes
 import functools
@@ -20,7 +20,7 @@ def take_packed(decoded: Any, windows: np.ndarray) -> torch.Tensor:
     """Copy decoded images, one after the other, into one buffer: uint8 (n,), on their device.
 
     decoded: DALI's list of uint8 (h, w, 3), on the CPU or a GPU. windows: int (G, 4), y, x, height,
-    width: what was to be decoded. On a GPU the host waits for this copy, and for no other work.
+    width, as planned. On a GPU the host waits for this copy, and for no other work.
     Raises RuntimeError for images of other sizes, before any is copied.
     """
     planned = [(height, width, CHANNELS) for _, _, height, width in windows.tolist()]
@@ -36,7 +36,7 @@ def take_packed(decoded: Any, windows: np.ndarray) -> torch.Tensor:
 
 def _take_from_gpu(decoded: Any, total: int) -> torch.Tensor:
     device = torch.device("cuda", decoded.device_id())
-    # on the current stream the host would wait for the steps before
+    # on the current stream the host would also wait for earlier steps
     stream = _copy_stream(device)
     with torch.cuda.stream(stream):
         packed = torch.empty(total, dtype=torch.uint8, device=device)
@@ -44,7 +44,7 @@ def _take_from_gpu(decoded: Any, total: int) -> torch.Tensor:
         decoded.copy_to_external(
             ctypes.c_void_p(packed.data_ptr()), ctypes.c_void_p(stream.cuda_stream)
         )
-    # allocated on one stream, read on another: not to be used again before the kernels are done
+    # allocated on one stream, read on another: the memory is reserved until the kernels are done
     packed.record_stream(torch.cuda.current_stream(device))
     return packed
 

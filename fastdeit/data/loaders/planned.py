@@ -24,8 +24,12 @@ from fastdeit.plan.spec import PlanSpec
 
 @dataclass(frozen=True)
 class Planned:
-    """Consecutive samples, a row each: `SampleParams`, DropPath's bits, their hashes, and the rows
-    that the graph takes, or the kernels after it, of the windows of `decoding`."""
+    """Consecutive samples, a row each, with all that is planned for them.
+
+    Attributes: ordinals, int64 (B,); draws; keep, bool (B, depth, 2), DropPath's bits; digests,
+    uint64 (B,); arrays, the rows that the graph takes, or the kernels that follow it; decoding, the
+    windows that the graph decodes for the kernels.
+    """
 
     ordinals: np.ndarray
     draws: SampleParams
@@ -35,6 +39,7 @@ class Planned:
     decoding: DecodePlan | None = None
 
     def part(self, rows: slice) -> "Planned":
+        """Return some of the samples, without `decoding`."""
         draws = {name: array[rows] for name, array in vars(self.draws).items()}
         return Planned(
             self.ordinals[rows],
@@ -46,8 +51,10 @@ class Planned:
 
 
 Unmixed = torch.Tensor | Pixels
+"""The input of `mix`, see `Batch.unmixed`."""
 Fed = tuple[Planned, np.ndarray, tuple[np.ndarray, ...]]
-"""A micro-batch as `Stream` takes it: what is kept beside the images, rows of the index, arrays."""
+"""A micro-batch as `Stream` takes it: what is returned with the images, rows of the index to read,
+arrays that the graph takes."""
 
 
 def feed_batch(planned: Planned, options: PipelineOptions) -> Fed:
@@ -60,7 +67,8 @@ def feed_batch(planned: Planned, options: PipelineOptions) -> Fed:
 
 
 def make_taker(spec: PlanSpec, options: PipelineOptions) -> Callable[[Any, Planned], Unmixed]:
-    """Return what takes images out of DALI; with kernels, it makes them of decoded windows."""
+    """Return a function that takes images out of DALI; with kernels, it computes them from decoded
+    windows."""
     if not options.uses_kernels:
         return take_tensor
     augmenter = Augmenter(spec, options.mean, options.std)
@@ -79,6 +87,8 @@ def make_taker(spec: PlanSpec, options: PipelineOptions) -> Callable[[Any, Plann
 def make_batch(
     unmixed: Unmixed, planned: Planned, index: Index, record: np.ndarray | None
 ) -> Batch:
+    """Return a micro-batch on the device of its images; record: uint8 (B, n), the teacher's records
+    of its samples, or None."""
     draws = planned.draws
     arrays = [index.labels[draws.image_index], draws.lam, draws.box, planned.keep]
     if record is not None:

@@ -1,4 +1,4 @@
-"""Numbered batches out of a DALI pipeline, in any order, which continue when an image fails.
+"""Numbered batches out of a DALI pipeline, in any order; an image that fails does not end them.
 
 DALI loses its whole batch to one bad file, does not name the file, and cannot continue. So the
 batch's images are checked one by one, the bad ones are excluded from the run, and a new pipeline
@@ -20,8 +20,8 @@ from fastdeit.data.graphs.pipeline import Source, decode_alone
 from fastdeit.data.index import Index
 from fastdeit.data.quarantine import Quarantine
 
-_NAMED = 10  # files listed in an error
-_ATTEMPTS = 4  # at a batch, before the run fails
+_NAMED = 10  # files that an error names
+_ATTEMPTS = 4  # to make a batch, before the run fails
 _T = TypeVar("_T")
 _Images = TypeVar("_Images")
 
@@ -29,10 +29,10 @@ _Images = TypeVar("_Images")
 class Stream(Generic[_T, _Images]):
     """Numbered batches out of one DALI pipeline: prefetched in order, or after a jump to a number.
 
-    plan: from a number to what is kept beside the images, the rows of the index to read, and the
-    arrays that the graph takes. build: makes a pipeline for a source that gives the images' sizes.
-    take: from DALI's output and what is kept beside it to the images. quarantine: takes images that
-    fail; the batch is then made again without them.
+    plan: a function from a number to a value that is returned with the images, the rows of the
+    index to read, and the arrays that the graph takes. build: a function from a source, which gives
+    the images' sizes, to a pipeline. take: a function from DALI's output and that value to the
+    images. quarantine: receives images that fail; the batch is then made again without them.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Stream(Generic[_T, _Images]):
         self._generated = 0
         ahead: deque[_InFlight[_T]] = deque()
         self._ahead = ahead
-        # a pipeline holds its source, and so what it reads in place, until its threads have
-        # stopped, which is when Python has collected it
+        # a pipeline refers to its source, and so to what it reads in place, until its threads have
+        # stopped, which is when Python has collected the pipeline
         self._pipeline: Pipeline | None = self._build(lambda i: self._feed_next(i, ahead))
 
     def _feed_next(self, iteration: int, ahead: deque["_InFlight[_T]"]) -> tuple[Any, ...]:
-        """Return what DALI is fed; called by DALI, in order, from within `get`."""
+        """Return the input of DALI's next batch; DALI calls it, in order, inside `get`."""
         number = iteration + self._shift
         self._generated = iteration + 1
         kept, rows, arrays = self._plan(number)
@@ -71,11 +71,11 @@ class Stream(Generic[_T, _Images]):
         return fed
 
     def get(self, number: int) -> tuple[_Images, _T]:
-        """Return the images of batch `number`, and what was kept beside them.
+        """Return the images of batch `number`, and the value that `plan` gave for it.
 
-        The host waits until DALI has made them, on a GPU too, and meanwhile plans and feeds a batch
-        ahead. Raises DataError where the quarantine does, RuntimeError for a batch that fails
-        though each image of it is good.
+        The host waits until DALI has made the images, also on a GPU, and meanwhile plans and feeds
+        a later batch. Raises DataError where the quarantine does, RuntimeError for a batch that
+        fails though each of its images is good.
         """
         unexplained = 0  # failures in a row for which no bad image was found
         while True:
@@ -85,13 +85,13 @@ class Stream(Generic[_T, _Images]):
                 if self._closed or not self._ahead:
                     raise
                 found = self._recover(number, unexplained, error)
-                # the image that replaces a bad one may be bad too: then the count starts anew
+                # the image that replaces a bad one may be bad too: then the count starts at 0 again
                 unexplained = 0 if found else unexplained + 1
             else:
                 return self._take(output, kept), kept
 
     def _get(self, number: int) -> tuple[Any, _T]:
-        """Return DALI's output for batch `number`, and what was kept beside it."""
+        """Return DALI's output for batch `number`, and the value that `plan` gave for it."""
         if self._closed:
             raise RuntimeError("the loader is closed")
         assert self._pipeline is not None
@@ -99,8 +99,8 @@ class Stream(Generic[_T, _Images]):
             # a jump; batches that are in the queue already are dropped below
             self._shift = number - self._generated
         while True:
-            # without a stream `run` waits for the images, so nothing reads `fed` any more when its
-            # batch is dropped
+            # without a stream `run` waits for the images, so nothing reads `fed` any more when
+            # this drops the batch
             (output,) = self._pipeline.run()
             batch = self._ahead.popleft()
             if batch.number == number:
@@ -113,10 +113,10 @@ class Stream(Generic[_T, _Images]):
         unexplained: how often this batch failed before without a bad image.
         """
         rows = np.unique(self._ahead[0].rows)
-        # first reading: what is wrong with the files, by Pillow
+        # first, Pillow reads the files
         faults = self._quarantine.diagnose(rows)
-        # a failure of the storage may pass, so the batch is made again after a pause; only the last
-        # but one time each image goes through DALI alone, and the last time the run fails
+        # a failure of the storage may be short, so the batch is made again after a pause; at the
+        # last attempt but one DALI decodes each image alone, and at the last the run fails
         if not faults and unexplained == _ATTEMPTS - 2:
             faults = self._decode_each(rows)
         if not faults and unexplained == _ATTEMPTS - 1:
@@ -146,7 +146,7 @@ class Stream(Generic[_T, _Images]):
         self._closed = True
 
     def restart(self) -> None:
-        """Drop what was planned ahead."""
+        """Drop the batches that were planned ahead."""
         self._start(0)
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class Stream(Generic[_T, _Images]):
 
 @dataclass(frozen=True)
 class _InFlight(Generic[_T]):
-    """A batch in DALI's queue; `fed` keeps alive what DALI reads in place."""
+    """A batch in DALI's queue; `fed` refers to the memory that DALI reads in place."""
 
     number: int
     kept: _T
@@ -167,8 +167,8 @@ class _InFlight(Generic[_T]):
 
 
 def _feed(index: Index, rows: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
-    """Return `Index.encoded`, with an empty image for one that cannot be opened, which then fails
-    in the decoder as a damaged one does."""
+    """Return `Index.encoded`, with an empty image for each that cannot be opened: the decoder fails
+    on it as on a damaged one."""
     try:
         return index.encoded(rows)
     except OSError as error:
@@ -185,7 +185,7 @@ def _feed_one(index: Index, row: int) -> np.ndarray:
 
 
 def options_of(options: PipelineOptions, index: Index, batch_size: int) -> PipelineOptions:
-    """Return the options with what `Stream` feeds: paths or images, and their sizes."""
+    """Return the options with what `Stream` feeds: paths or encoded images, and their sizes."""
     return dataclasses.replace(
         options, batch_size=batch_size, feeds_paths=index.feeds_paths, knows_sizes=True
     )

@@ -1,5 +1,5 @@
-"""From the plan and the index to batches in torch: DALI runs ahead, and its memory is handed over
-without a copy.
+"""The loaders of training: from the plan and the index to batches in torch, which are views of
+DALI's memory, while DALI makes later batches.
 
 A loader asks the plan for every micro-batch by its number in the run, so it holds no state that a
 checkpoint would need: any step of any epoch can be asked for, and asking in order (over the end of
@@ -24,11 +24,14 @@ from fastdeit.data.quarantine import Quarantine
 from fastdeit.plan.digest import sample_digests
 from fastdeit.plan.plan import Plan
 
-_PLANNED_AT_ONCE = 4096  # samples
+_PLANNED_AT_ONCE = 4096  # samples, which share the cost of the NumPy calls
 
 
 class TeacherRecords(Protocol):
-    """A recorded teacher, such as fastdeit.teacher_cache.reader.CachedTeacher."""
+    """A recorded teacher, such as fastdeit.teacher_cache.reader.CachedTeacher.
+
+    Attributes: missed, the number of samples so far without a record.
+    """
 
     missed: int
 
@@ -38,7 +41,7 @@ class TeacherRecords(Protocol):
 
 
 class _Counted(NamedTuple):
-    """A micro-batch, and how many samples of it have no record of the teacher."""
+    """A micro-batch, and the number of its samples without a record of the teacher."""
 
     batch: Batch
     unrecorded: int
@@ -47,13 +50,13 @@ class _Counted(NamedTuple):
 class TrainLoader:
     """The training samples of one rank as micro-batches, in the plan's order.
 
-    batch_size: of all ranks together; micro_batch: of this device, one forward pass. ranks: those
-    whose samples this process takes, one after the other in each step, instead of its own;
-    alternating: pairs are dealt to the ranks as in older runs (`Plan.ordinals`). drop_path: each
-    block's rate of DropPath. quarantine: of this index; the images in it, now or later, are
-    excluded from the plan. period: after so many epochs the samples repeat (0: never; DropPath's
-    bits never do). Raises ValueError when the sizes do not divide, or the data set is smaller than
-    a batch. Attributes: unrecorded, the yielded samples without a record of the teacher.
+    batch_size: samples of all ranks in a step; micro_batch: samples of one forward pass on this
+    device. ranks: the ranks whose samples this process takes, one after the other in each step,
+    instead of its own; alternating: as in `Plan.ordinals`. drop_path: each block's rate of
+    DropPath. quarantine: of this index; the images in it, now or later, are excluded from the plan.
+    period: the epochs after which the samples repeat (0: never; DropPath's bits never do). Raises
+    ValueError when the sizes do not divide, or the data set is smaller than a batch. Attributes:
+    unrecorded, the number of yielded samples without a record of the teacher.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class TrainLoader:
         """Yield the micro-batches of an epoch from step `first_step` on: (steps_per_epoch -
         first_step) * micro_steps of them.
 
-        is_last: make none of the next epoch ahead.
+        is_last: whether the run ends with this epoch, so that nothing of the next is made ahead.
         """
         count = self._division.micro_batches
         first = epoch * count + first_step * self.micro_steps
@@ -110,7 +113,7 @@ class TrainLoader:
 
     def _make_batch(self, number: int) -> _Counted:
         """Make a micro-batch of the run."""
-        # of the batch, which the trainer may not have reached
+        # the step of this batch; the trainer may be at an earlier one
         self._quarantine.step = number // self.micro_steps
         images, planned = self._stream.get(number)
         missed = self._missed
@@ -138,7 +141,8 @@ class TrainLoader:
         return epoch % self._period if self._period else epoch
 
     def forget_ahead(self) -> None:
-        """Drop what was made and planned ahead: the quarantine has got images from elsewhere."""
+        """Drop the batches that were made and planned ahead, after images of other ranks came into
+        the quarantine."""
         self._ahead.discard()
         self._stream.restart()
 
@@ -150,7 +154,7 @@ class TrainLoader:
         self._stream.close()
 
     def plan_batch(self, number: int) -> Fed:
-        """Plan a micro-batch of the run, for `Stream`."""
+        """Plan micro-batch `number` of the run for `Stream`."""
         if _exclude(self._plan, self._quarantine):
             self._block.cache_clear()
         size = self._division.micro_batch
@@ -180,10 +184,11 @@ class TrainLoader:
 
 
 class OrdinalLoader:
-    """Chosen samples of the plan, whole pairs, in the order asked for.
+    """Batches of chosen samples of the plan, whole pairs, in the given order.
 
-    windows: the epoch and the ordinals of each batch; micro_batch: samples of the largest of them.
-    quarantine: as `TrainLoader`'s. There are no DropPath bits and no digest: this is for teachers.
+    batches: the epoch and the ordinals of each batch; micro_batch: samples of the largest batch.
+    quarantine: as for `TrainLoader`. The batches have no DropPath bits and no digest: they are for
+    teachers.
     """
 
     def __init__(
@@ -191,14 +196,14 @@ class OrdinalLoader:
         index: Index,
         plan: Plan,
         options: PipelineOptions,
-        windows: Sequence[tuple[int, np.ndarray]],
+        batches: Sequence[tuple[int, np.ndarray]],
         *,
         micro_batch: int,
         quarantine: Quarantine | None = None,
     ) -> None:
         self._index = index
         self._plan = plan
-        self._windows = windows
+        self._batches = batches
         # an empty quarantine is false
         self._quarantine = Quarantine(index) if quarantine is None else quarantine
         self.options = options_of(options, index, micro_batch)
@@ -206,7 +211,7 @@ class OrdinalLoader:
         self._ahead = ReadAhead(self._make_batch, self.options.torch_device, options.read_ahead)
 
     def __iter__(self) -> Iterator[Batch]:
-        count = len(self._windows)
+        count = len(self._batches)
         for number in range(count):
             yield self._ahead.get(number, number + 1 if number + 1 < count else None)
 
@@ -221,10 +226,10 @@ class OrdinalLoader:
         self._stream.close()
 
     def plan_batch(self, number: int) -> Fed:
-        """Plan a batch, for `Stream`."""
+        """Plan a batch for `Stream`."""
         _exclude(self._plan, self._quarantine)
-        # DALI runs ahead, over the end too
-        epoch, ordinals = self._windows[min(number, len(self._windows) - 1)]
+        # DALI asks for batches ahead, also beyond the last
+        epoch, ordinals = self._batches[min(number, len(self._batches) - 1)]
         count = len(ordinals)
         draws = self._plan.draw(epoch, ordinals)
         keep = np.zeros((count, 0, 2), bool)
@@ -246,7 +251,7 @@ def _train_stream(
 
 
 def _exclude(plan: Plan, quarantine: Quarantine) -> bool:
-    """Exclude images that were found bad from the plan; return True if there are new ones."""
+    """Exclude the images of the quarantine from the plan; return True if there are new ones."""
     has_new = len(quarantine) > len(plan.excluded)
     if has_new:
         plan.exclude(quarantine.rows)

@@ -21,7 +21,7 @@ from fastdeit.storage.file_hash import hash_file
 
 
 def describe_settings(job: Packing, images: int) -> Settings:
-    """Return all that decides the bytes of the parts; images: of a part."""
+    """Return the settings that decide the bytes of the parts; images: the number in a part."""
     encoding = asdict(job.encoding) | {"filter": FILTER}
     if job.encoding.copy:
         encoding = {"copy": True}
@@ -38,7 +38,7 @@ def describe_settings(job: Packing, images: int) -> Settings:
 def describe(
     job: Packing, settings: Settings, trial: Trial, records: Sequence[PartRecord]
 ) -> Manifest:
-    """Write the files beside the parts, and return the manifest of all."""
+    """Write the files beside the parts, and return the manifest of all files."""
     order = {split: place for place, split in enumerate(job.source)}
     parts = sorted(records, key=lambda record: (order[record.split], record.first))
     if job.layout == "folder":
@@ -69,8 +69,8 @@ def _describe_difference(trial: Trial) -> dict[str, Any]:
 
 
 def _write_beside(job: Packing, parts: Sequence[PartRecord]) -> list[PartRecord]:
-    """Write what is not images: the images' names in the source and, beside shards, the classes and
-    the list that timm reads."""
+    """Write the files that hold no images, and return their records: the images' names in the
+    source and, beside shards, the classes and the list that timm reads."""
     names = [f"pack-{split}.parquet" for split in job.source]
     for name, index in zip(names, job.source.values(), strict=True):
         keep_images(index, job.output / name)

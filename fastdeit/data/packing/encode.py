@@ -1,4 +1,4 @@
-"""One image as it is packed: shrunk and encoded as a JPEG file, or its bytes as they are."""
+"""One packed image: shrunk and encoded as a JPEG file, or with unchanged bytes."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,23 +11,23 @@ from fastdeit.data.formats.check import open_image, to_rgb
 Subsampling = Literal["4:2:0", "4:4:4"]
 FILTER = "bicubic"
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
-_PIXELS = b"P"  # how PGM and PPM begin, in which IDX and CIFAR are read; no other format does
+_PIXELS = b"P"  # the first byte of PGM and PPM, in which IDX and CIFAR are read; of no other format
 _GREY = ("1", "L", "LA")
 _MAX_SIDE = 65_500  # of libjpeg
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are packed."""
+    """The settings of one image's encoding."""
 
     resize: int = 288
-    """Pixels of the short side of an image that is larger."""
+    """The pixels of the short side to which a larger image is shrunk."""
     quality: int = 90
-    """Of the JPEG files, 1 to 100."""
+    """The quality of the JPEG files, 1 to 100."""
     subsampling: Subsampling = "4:2:0"
-    """4:2:0 stores colours at half the resolution, 4:4:4 at the full one."""
+    """The resolution of the stored colours: 4:2:0 is half that of the image, 4:4:4 the full one."""
     copy: bool = False
-    """The bytes are not touched; nothing else here counts."""
+    """Whether the bytes of the source are copied; the other settings are then unused."""
 
 
 class Packed(NamedTuple):
@@ -38,12 +38,13 @@ class Packed(NamedTuple):
 
 
 def pack_image(data: bytes, size: tuple[int, int], encoding: Encoding) -> Packed | str:
-    """Return an image as it is packed, else its fault.
+    """Return a packed image, or the fault of one that cannot be packed.
 
-    size: height and width that it must have. A JPEG that is small enough keeps its bytes, too. The
-    pixels of the index's IDX and CIFAR files, which are no image files, are copied as PNG.
+    data: the encoded image; size: the height and width that it must have. The bytes of a JPEG that
+    is small enough are copied, too. Images of IDX and CIFAR files, which are not image files, are
+    copied as PNG.
     """
-    # of an IDX or CIFAR file: there is no image file to copy
+    # an image of an IDX or CIFAR file has no image file to copy
     has_file = not data.startswith(_PIXELS)
     image = open_image(data, decode=not (encoding.copy and has_file))
     if isinstance(image, str):
@@ -60,9 +61,10 @@ def pack_image(data: bytes, size: tuple[int, int], encoding: Encoding) -> Packed
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:
-    """Return a decoded image in RGB or grey, of which the short side has at most `side` pixels.
+    """Return a decoded image in RGB or grey, whose short side has at most `side` pixels.
 
-    Pillow's bicubic filter, once over all pixels; the long side is cut as by torchvision's Resize.
+    It is resized once, by Pillow's bicubic filter; the length of the long side is rounded down, as
+    in torchvision's Resize.
     """
     pixels = image.convert("L") if image.mode in _GREY else to_rgb(image)
     short = min(pixels.size)
@@ -80,7 +82,7 @@ def _compress(pixels: Image.Image, encoding: Encoding) -> Packed | str:
 
 
 def _save(image: Image.Image, kind: str, **options: int | str) -> bytes:
-    """Return an image as a file of the pixels alone: no EXIF rotation, profile or comment."""
+    """Return the bytes of a file with the pixels alone: no EXIF rotation, profile or comment."""
     plain = image.copy()
     plain.info = {}
     buffer = BytesIO()

@@ -21,7 +21,7 @@ class ClassFiles:
         self._names = [name for _, name in found]
 
     def named(self, rows: range) -> list[str]:
-        """Return the names of the files of some rows."""
+        """Return the names of the files whose rows are in the range."""
         return self._names[self._place(rows.start) : self._place(rows.stop)]
 
     def others(self, recorded: Iterable[range]) -> Iterator[tuple[str, bool]]:
@@ -48,8 +48,8 @@ def _list_files(folder: Path, split: str) -> Iterator[tuple[int, str]]:
 
 
 def hash_files(folder: Path, names: Sequence[str]) -> tuple[int, str]:
-    """Return the bytes of files, and the SHA-256 over each name, a zero byte and the content.
-    Raises OSError."""
+    """Return the total size of files in bytes, and the SHA-256 over each name, a zero byte and the
+    content. Raises OSError for a file that cannot be read."""
     digest = hashlib.sha256()
     size = 0
     for name in names:

@@ -1,8 +1,8 @@
 """The folder of a packed data set: its manifest, the records of an unfinished one, its lock.
 
-A part counts once it is recorded, and a recorded part is used again only if its checksum holds. So
-a packing that was interrupted at any point continues with the same command, and ends with the same
-bytes as one that was not.
+A part is complete once it is recorded, and a recorded part is used again only if its checksum is
+right. So a packing that was interrupted at any point continues with the same command, and ends with
+the same bytes as one without an interrupt.
 """
 
 import contextlib
@@ -31,10 +31,12 @@ from fastdeit.storage.jsonl import (
 )
 
 MANIFEST = "pack.json"
+"""The name of the manifest, which is written last."""
 UNFINISHED = "pack-unfinished.jsonl"
+"""The name of the records of a packing that is not complete."""
 _MAX_BYTES = 1 << 28  # the record of a part has about 200
 Settings = Mapping[str, Any]
-"""All that decides the bytes of the parts, by name."""
+"""The settings that decide the bytes of the parts, by name."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,18 @@ class Manifest:
 
     settings: dict[str, Any]
     source: dict[str, Any]
-    """Of each split of the source: images, bytes, and its excluded images."""
+    """The images, bytes and excluded images of each split of the source."""
     difference: dict[str, Any]
-    """How far the pixels are from the source's; empty if they are equal."""
+    """The difference of the pixels to those of the source; empty if there is none."""
     files: list[PartRecord]
-    """Everything that was written, but this file."""
+    """The records of all written parts and files, except this file."""
     version: int = 1
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Create a folder if necessary, and hold a lock on it. Raises DataError if another process has
-    it, or it cannot be created."""
+    """Create a folder if necessary, and lock it. Raises DataError if another process has the lock,
+    or the folder cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -63,7 +65,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno == errno.EWOULDBLOCK:  # else a file system without locks
+        if error.errno == errno.EWOULDBLOCK:  # other errors: a file system without locks
             os.close(descriptor)
             raise DataError(f"{folder}: another process writes to it") from None
     try:
@@ -75,9 +77,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def find_written(folder: Path, settings: Settings, workers: int) -> list[PartRecord]:
-    """Return the records of the parts that are there, whole.
+    """Return the records of the parts that are complete and undamaged.
 
-    Raises DataError for a folder with anything else, or packed with other settings.
+    Raises DataError for a folder that holds anything else, or was packed with other settings.
     """
     begun = _read_begun(folder)
     if begun is None:
@@ -91,8 +93,8 @@ def find_written(folder: Path, settings: Settings, workers: int) -> list[PartRec
 
 
 def begin(folder: Path, settings: Settings, written: Sequence[PartRecord]) -> None:
-    """Mark a folder as unfinished, and remove what interrupted processes have left of other parts
-    than `written`."""
+    """Mark a folder as unfinished, and remove the files that interrupted processes left of parts
+    that are not in `written`."""
     replace_lines(folder / UNFINISHED, [{"settings": settings}, *map(asdict, written)])
     (folder / MANIFEST).unlink(missing_ok=True)
     _remove_leftovers(folder, written)
@@ -120,7 +122,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _read_begun(folder: Path) -> tuple[Settings, list[PartRecord]] | None:
-    """Return the settings and the records of a folder that a packing has begun or finished."""
+    """Return the settings and the records of a packing that was begun or finished; None if the
+    folder has none. Raises DataError if they are damaged."""
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         return manifest.settings, manifest.files
@@ -162,7 +165,7 @@ def _is_partial(name: str) -> bool:
 
 
 def _remove_leftovers(folder: Path, records: Sequence[PartRecord]) -> None:
-    """Remove what interrupted processes have left of parts that are not recorded."""
+    """Remove the files that interrupted processes left of parts that are not recorded."""
     for name in os.listdir(folder):
         if _is_partial(name):
             (folder / name).unlink()

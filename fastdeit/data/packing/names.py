@@ -1,4 +1,4 @@
-"""Names in a packed data set: of its images and its class folders; and the text of its labels."""
+"""Names in a packed data set, of its images and its class folders, and the texts of its labels."""
 
 import os
 import re
@@ -13,21 +13,21 @@ from fastdeit.data.formats.listing import DataError
 from fastdeit.display.text import printable
 
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9_-]+")
-_LONGEST = 60  # letters of a name behind the row; a tar header takes 100
+_LONGEST = 60  # letters of a name after the row; a tar header has room for 100
 
 
 def name_image(row: int, name: str) -> str:
-    """Return the name of an image, without an extension: its row and its own name in the source, of
-    which letters and digits of ASCII, `-` and `_` stay. WebDataset ends a key at the first dot."""
+    """Return the name of an image, without an extension: its row, and its name in the source with
+    only the letters and digits of ASCII, `-` and `_`. WebDataset ends a key at the first dot."""
     stem = os.path.splitext(os.path.basename(name))[0]
     plain = _NOT_PLAIN.sub("-", stem)[:_LONGEST]
     number = f"{row:08d}_"
-    # packed again, an image keeps its name
+    # an image that is packed again has the same name
     return plain if plain.startswith(number) else number + plain
 
 
 def list_label_texts(classes: Sequence[str]) -> list[str]:
-    """Return what a `.cls` member has for each class: its position, or its name where a number
+    """Return the text of a `.cls` member for each class: its place, or its name where the number
     would be read as the name of another class.
 
     Raises DataError for names that a classes.txt cannot hold.
@@ -53,11 +53,11 @@ def _are_read_as(texts: Sequence[str], classes: Sequence[str]) -> bool:
 
 
 def list_class_folders(classes: Sequence[str], labels: np.ndarray) -> list[str]:
-    """Return the name of each class's folder: the class's, numbers padded with zeros so that they
-    sort.
+    """Return the name of each class's folder: that of the class; numbers are padded with zeros so
+    that they sort.
 
-    labels: int64 (N,), of the training images. Raises SettingError where class folders would give
-    other labels.
+    labels: int64 (N,), of the training images. Raises SettingError if class folders would be read
+    with other labels.
     """
     names = list(classes)
     if names != sorted(names) and all(whole_number(name) is not None for name in names):

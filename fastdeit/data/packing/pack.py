@@ -1,4 +1,4 @@
-"""A data set packed: its splits divided into parts, which are written in parallel."""
+"""The packing of a data set: its splits are divided into parts, which are written in parallel."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,26 +27,27 @@ from fastdeit.display.terminal import Terminal
 from fastdeit.storage.free_space import find_free_bytes
 
 _PROCESSES_FROM = 2000  # images; below it, starting processes costs more than they save
-_SPARE = 1.05  # of the room that is asked for: images differ from those on trial
+_SPARE = 1.05  # times the estimated room is required: images differ from those of the trial
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A packed data set."""
+    """The result of a packing."""
 
     manifest: Manifest
     trial: Trial
-    """Of its training images."""
+    """The trial of some training images."""
     written_before: int
-    """Number of parts that were there when it began."""
+    """The number of parts that were complete before."""
 
 
 def pack(job: Packing) -> Summary:
-    """Write a packed data set, or what is missing of it; it is complete when this returns.
+    """Write a packed data set, or the parts of it that are missing; it is complete when this
+    returns.
 
     Raises DataError, before anything is written, for a folder that cannot be used and a disk that
-    is too small; later for images that cannot be read, and a disk that fails: the same call then
-    continues.
+    is too small; later for images that cannot be read, and for a disk that fails: the same call
+    then continues.
     """
     homes = _name_homes(job)
     trial = try_images(job.source["train"], job.encoding, job.workers)
@@ -72,7 +73,7 @@ def pack(job: Packing) -> Summary:
 
 
 def _refuse_faults(folder: Path, written: Sequence[PartRecord]) -> None:
-    """Raise DataError for a part that was written without a damaged image."""
+    """Raise DataError for a part that lacks a damaged image."""
     for record in written:
         for _, fault in record.faults:
             raise DataError(f"{folder}: {record.name} is without a damaged image: {fault}")
@@ -108,7 +109,8 @@ def _divide(job: Packing, size: int, homes: tuple[str, ...]) -> Iterator[Part]:
 
 
 def _require_room(folder: Path, parts: Sequence[Part], mean_bytes: float) -> None:
-    """Raise DataError if the disk has less room than the parts need; mean_bytes: of an image."""
+    """Raise DataError if the disk has less room than the parts need; mean_bytes: the mean size of
+    an image."""
     images = sum(len(part.source) for part in parts)
     needed = int(images * (mean_bytes + HEADERS) * _SPARE)
     free = find_free_bytes(folder)

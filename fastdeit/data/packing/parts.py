@@ -29,31 +29,32 @@ Layout = Literal["shards", "folder"]
 
 @dataclass(frozen=True)
 class PartRecord:
-    """A written part: a file, or files in class folders."""
+    """The record of a written part, a shard or files in class folders; or of a file without images,
+    which has no split."""
 
     name: str
-    """Of the shard; of the folder and its first row where images are files."""
+    """The name of the shard; SPLIT/ROW with the first row where images are files."""
     bytes: int
     sha256: str
-    """Of the shard; or `hash_files` of the images."""
+    """The SHA-256 of the shard; where images are files, that of `hash_files`."""
     split: str = ""
     first: int = 0
-    """Row of its first image in the source's index."""
+    """The row of the first image in the source's index."""
     rows: int = 0
-    """Number of rows of the source's index, good and bad."""
+    """The number of rows of the source's index, good and bad."""
     images: int = 0
-    """Number of images in it."""
+    """The number of images that were written."""
     faults: list[tuple[int, str]] = field(default_factory=list)
-    """Rows that are not in it, each with what is wrong."""
+    """The rows whose images were not written, each with its fault."""
 
     @property
     def has_files(self) -> bool:
-        """Return True if its images are files in class folders."""
+        """Return True if the images are files in class folders."""
         return bool(self.split) and not self.name.endswith(SHARD_SUFFIX)
 
     @property
     def row_range(self) -> range:
-        """Return its rows of the source's index."""
+        """Return the rows of the source's index."""
         return range(self.first, self.first + self.rows)
 
 
@@ -62,20 +63,20 @@ class Part:
     """A part that is to be written."""
 
     folder: Path
-    """Of the packed data set."""
+    """The folder of the packed data set."""
     split: str
     number: int
     first: int
-    """Row of its first image in the source's index."""
+    """The row of the first image in the source's index."""
     source: Index
-    """The rows of the part alone."""
+    """The source's index, with the rows of this part alone."""
     layout: Layout
     homes: tuple[str, ...]
-    """Of each class: the text of its label, or the name of its folder."""
+    """The text of each class's label, or the name of each class's folder."""
     encoding: Encoding
     bad_images: BadImages
     progress: Path
-    """JSON lines, to which the record is appended."""
+    """The file of JSON lines to which the record is appended."""
 
     @property
     def name(self) -> str:
@@ -86,15 +87,15 @@ class Part:
 
 class _Sample(NamedTuple):
     name: str
-    """Without an extension."""
+    """The name without an extension."""
     home: str
     image: Packed
 
 
 def write_part(part: Part) -> PartRecord:
-    """Write a part and record it.
+    """Write a part, record it, and return the record.
 
-    Raises DataError for an image that cannot be read, with bad images "error" also for one that is
+    Raises DataError for an image that cannot be read, and with bad_images "error" for one that is
     damaged; OSError if the part cannot be written.
     """
     faults: list[tuple[int, str]] = []
@@ -151,8 +152,8 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def _write_files(part: Part, samples: Iterator[_Sample]) -> list[str]:
-    """Write CLASS/NAME.jpg; return the names below the data set's folder. They are on the disk when
-    the whole data set is (`describe`)."""
+    """Write CLASS/NAME.jpg for each image; return the names below the data set's folder. `describe`
+    waits until all files are on the disk."""
     names = []
     for sample in samples:
         folder = part.folder / part.split / sample.home

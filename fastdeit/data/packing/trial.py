@@ -1,5 +1,5 @@
-"""A few images packed on trial: the bytes to expect, how far the pixels are from the source's, and
-the time of decoding."""
+"""The trial of a packing on a few images: their bytes, the difference of their pixels to those of
+the source, and the time of decoding."""
 
 import time
 from collections.abc import Sequence
@@ -15,38 +15,39 @@ from fastdeit.data.packing.encode import Encoding, Packed, pack_image
 
 IMAGES = 128
 SIZE = 224
-"""Side in pixels at which packed and source images are compared."""
+"""The side in pixels at which packed and source images are compared."""
 AREAS = (1.0, 0.54, 0.08)
-"""Share of an image that is compared, in its centre: all of it, the mean and the smallest of
-RandomResizedCrop(scale=(0.08, 1))."""
+"""The shares of an image's area, in its centre, that are compared: all of it, and the mean and the
+smallest share of RandomResizedCrop(scale=(0.08, 1))."""
 _PEAK = 255
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The results of packing some images."""
+    """The result of packing some images."""
 
     images: int
     mean_bytes: float
-    """Of a packed image."""
+    """The mean size of a packed image."""
     psnr_db: tuple[float, ...] = ()
-    """For each of AREAS, over all images and colours; inf: equal pixels. Empty if none differs."""
+    """The PSNR in dB for each of AREAS, over all images and colours; inf: equal pixels. Empty if no
+    image differs."""
     decode_ratio: float = 1.0
-    """CPU time of decoding the packed images, divided by that of decoding the source's."""
+    """The CPU time of decoding the packed images, divided by that of decoding the source's."""
 
 
 @dataclass(frozen=True)
 class _Compared:
     size: int
     errors: Sequence[float]
-    """For each of AREAS, the mean squared error."""
+    """The mean squared error for each of AREAS."""
     decode_s: tuple[float, float]
-    """Packed, and source."""
+    """The CPU time of decoding the packed image, and the source's."""
 
 
 def try_images(index: Index, encoding: Encoding, workers: int) -> Trial:
-    """Pack images from all over an index in memory, and compare them with the source's; damaged
-    ones do not count."""
+    """Pack images from all over an index, in memory, and compare them with the source's; damaged
+    images are skipped."""
     rows = np.unique(np.linspace(0, len(index) - 1, IMAGES).astype(int)).tolist()
 
     def compare(row: int) -> _Compared | None:

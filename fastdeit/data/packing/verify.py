@@ -12,7 +12,7 @@ from fastdeit.storage.file_hash import hash_file
 
 
 def find_damage(folder: Path, records: Sequence[PartRecord], workers: int) -> dict[str, str]:
-    """Return what is wrong with the recorded parts and files, by name; each is read."""
+    """Return the faults of recorded parts and files, by name; read all of them."""
     splits = _list_splits(folder, records)
     faults = in_parallel(
         lambda record: _check(folder, record, splits), records, workers, processes=False
@@ -22,8 +22,8 @@ def find_damage(folder: Path, records: Sequence[PartRecord], workers: int) -> di
 
 
 def find_strangers(folder: Path, records: Sequence[PartRecord]) -> list[str]:
-    """Return the shards, and the files in class folders, that no record has: they would be read as
-    images of the data set."""
+    """Return the shards, and the files in class folders, that are in no record: they would be read
+    as images of the data set."""
     known = {record.name for record in records}
     tars = [name for name in os.listdir(folder) if name.lower().endswith(SHARD_SUFFIX)]
     found = [name for name in tars if name not in known]
@@ -40,7 +40,7 @@ def _list_splits(folder: Path, records: Sequence[PartRecord]) -> dict[str, Class
 
 
 def _check(folder: Path, record: PartRecord, splits: Mapping[str, ClassFiles]) -> str:
-    """Return what is wrong with a part or a file, or ""."""
+    """Return the fault of a part or a file, or ""."""
     try:
         if record.has_files:
             names = splits[record.split].named(record.row_range)
@@ -57,7 +57,8 @@ def _check(folder: Path, record: PartRecord, splits: Mapping[str, ClassFiles]) -
 
 
 def _hash_one(folder: Path, record: PartRecord) -> tuple[int, str]:
-    """Return the bytes and the SHA-256 of a file; "" for one of another size, which is not read."""
+    """Return the size and the SHA-256 of a file; "" for the latter if the size is not the recorded
+    one. Raises OSError for a file that cannot be read or lies outside the folder."""
     path = PurePath(record.name)
     file = folder / path
     if path.is_absolute() or ".." in path.parts:

@@ -1,1 +1,2 @@
-"""How a network runs: its batch norms folded, compiled, in parts of a batch; and its memory."""
+"""The execution of networks: with folded batch norms, compiled, in chunks of a batch; and their
+memory."""

@@ -1,5 +1,5 @@
-"""Networks compiled by torch.compile. Their weights keep their names, and evaluations run them as
-they are.
+"""Networks compiled by torch.compile. The names of their weights do not change, and evaluations run
+them uncompiled.
 
 torch's random numbers are drawn as without the compiler, so DropPath and dropout are the same.
 """
@@ -15,6 +15,7 @@ from torch import nn
 from fastdeit.config.parse import require
 
 BACKEND = "inductor"
+"""The backend of torch.compile."""
 
 
 def check_compiler(device: torch.device) -> None:
@@ -30,13 +31,13 @@ def check_compiler(device: torch.device) -> None:
 
 
 def compile_network(network: nn.Module) -> None:
-    """Let the calls of a network run compiled, from the first one on, which waits for the
+    """Make the calls of a network run compiled, from the first one on, which waits for the
     compiler."""
     network.compile(**_arguments())
 
 
 def compile_function(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Return a function that runs compiled."""
+    """Return a function that computes the same, compiled at its first call."""
     return torch.compile(function, **_arguments())
 
 
@@ -55,9 +56,9 @@ def _list_options() -> dict[str, bool]:
 
 @contextmanager
 def run_uncompiled() -> Iterator[None]:
-    """Run networks within as they are: so no evaluation waits for a compiler, for each of its batch
-    sizes, and its results do not depend on one."""
-    # its import takes seconds, and nothing was compiled without it
+    """Run the networks in this context uncompiled, so that no evaluation waits for a compiler, for
+    each of its batch sizes, and its results do not depend on one."""
+    # importing it takes seconds, and nothing was compiled without it
     is_used = "torch._dynamo" in sys.modules
     with torch.compiler.set_stance("force_eager") if is_used else nullcontext():
         yield

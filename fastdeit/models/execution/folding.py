@@ -1,10 +1,11 @@
 """Batch norms of a frozen network folded into the convolutions before them.
 
-A batch norm in evaluation is an affine map of each channel, and so is a part of the convolution
-whose output it takes: y = (w * x + b - mean) · g / sqrt(var + eps) + beta has the weights
-w · g / sqrt(var + eps). A RegNetY-16GF reads and writes its activations once less for each of its
-norms. Which norm follows which convolution is observed while the network runs on one image, and so
-holds for any code; a network that gives other logits afterwards is left as it was.
+A batch norm in evaluation is an affine map of each channel, so it can be folded into the
+convolution whose output it takes. Then y = (w * x + b - mean) · g / sqrt(var + eps) + beta is a
+convolution with the weights w · g / sqrt(var + eps). A RegNetY-16GF reads and writes its
+activations once less for each of its norms. Which norm follows which convolution is observed while
+the network runs on one image, and so holds for any code; a network that gives other logits
+afterwards is not folded.
 """
 
 import copy
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d}
 _TOLERANCE = 1e-6
-"""Largest difference of fp64 logits, of 1 and of their size."""
+"""The largest difference of fp64 logits, absolute and relative."""
 
 
 class Folded(NamedTuple):
@@ -35,10 +36,11 @@ class Folded(NamedTuple):
 
 @torch.no_grad()
 def fold_batch_norms(network: nn.Module, size: int) -> Folded:
-    """Return a copy, in fp64, whose batch norms are parts of the convolutions before them, or the
-    network itself if nothing can be folded; timm's parallel branches become one convolution too.
+    """Return a copy, in fp64, whose batch norms are folded into the convolutions before them, or
+    the network itself if nothing can be folded; timm's parallel branches become one convolution
+    too.
 
-    network: in evaluation mode, for images (B, 3, size, size); it stays as it is.
+    network: in evaluation mode, for images (B, 3, size, size); it does not change.
     """
     if count_norms(network) == 0:
         return Folded(network, 0)
@@ -59,7 +61,7 @@ def count_norms(network: nn.Module) -> int:
 
 
 def _fold_copy(network: nn.Module, size: int, *, reparameterize: bool) -> Folded | None:
-    """Return a folded copy; None if its logits differ, or if it has all its norms."""
+    """Return a folded copy; None if its logits differ, or if no norm was folded."""
     exact = copy.deepcopy(network).double()
     images = _draw_image(size, next(exact.parameters()).device)
     expected = exact(images)
@@ -101,7 +103,8 @@ class _Observer(TorchFunctionMode):
             for tensor in _own_tensors(module):
                 self._owners[id(tensor)] = name
         self._outputs: dict[int, tuple[torch.Tensor, str]] = {}
-        """Outputs of convolutions and their paths; they stay, so that no identity comes twice."""
+        """Outputs of convolutions and their paths; they are not freed, so that no identity occurs
+        twice."""
         self._uses: dict[int, list[str]] = {}
         """Paths of the norms that take an output; "" for any other function."""
         self._calls: list[str] = []
@@ -126,8 +129,8 @@ class _Observer(TorchFunctionMode):
         return result
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Yield the paths of each convolution and norm that run once, the norm alone on the output
-        of the convolution."""
+        """Yield the paths of each convolution and norm that run once, where only the norm takes the
+        output of the convolution."""
         for identity, (_, convolution) in self._outputs.items():
             uses = self._uses[identity]
             norm = uses[0] if len(uses) == 1 else ""

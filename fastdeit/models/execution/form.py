@@ -1,4 +1,5 @@
-"""How a teacher's network runs: in parts of a batch, compiled, with cuDNN's choice of algorithms.
+"""The form in which a teacher's network runs: in chunks of a batch, compiled, with cuDNN's choice
+of algorithms.
 
 None of it changes the logits by more than their rounding.
 """
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
+"""A function from images (B, 3, H, W) to logits (B, K)."""
 
 
 class Execution(NamedTuple):
@@ -24,12 +26,13 @@ class Execution(NamedTuple):
     benchmark: bool = False
 
     def describe(self) -> list[str]:
-        """Return the parts of a line for the log."""
+        """Return phrases for a line of the log."""
         compiled = ["compiled"] if self.compiled else []
         return compiled + (["cuDNN times its algorithms"] if self.benchmark else [])
 
 
 AS_IT_IS = Execution()
+"""The form that changes nothing: the whole batch at once, not compiled."""
 
 
 def run_in_parts(run: Logits, images: torch.Tensor, execution: Execution) -> torch.Tensor:
@@ -42,7 +45,8 @@ def run_in_parts(run: Logits, images: torch.Tensor, execution: Execution) -> tor
 
 @contextmanager
 def choose_algorithms(*, benchmark: bool) -> Iterator[None]:
-    """Let cuDNN time its algorithms within, if `benchmark`; the setting before comes back."""
+    """Let cuDNN time its algorithms in this context, if `benchmark`; restore the previous setting
+    at the end."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = benchmark or before
     try:

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 
 class Memory(NamedTuple):
-    """Bytes of a network: of its weights and buffers, and the most that the activations of a batch
-    take at once; None: unknown."""
+    """Bytes of a network: of its weights and buffers, and the largest number that the activations
+    of a batch take at once; None: unknown."""
 
     weights: int
     activations: int | None
@@ -56,7 +56,8 @@ def _find_peak(
 
 
 class MemoryMeter(TorchDispatchMode):
-    """Bytes of the tensors that are made within: `live` now, at most `peak` at once.
+    """A counter of the bytes of the tensors that are made within: `live` now, at most `peak` at
+    once.
 
     A storage counts once, from the operator that makes it to its end, whoever refers to it: a
     variable, autograd's graph, a checkpoint. What an operator uses inside is not seen. On the

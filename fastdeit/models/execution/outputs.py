@@ -1,4 +1,4 @@
-"""The outputs of a timm model for images, found before any work without a computation."""
+"""The outputs of a timm model, found before any work and without a computation."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from fastdeit.config.parse import require
 
 
 def count_heads(model: nn.Module, name: str, size: int, num_classes: int) -> int:
-    """Return 1 or 2: how many heads a model has in training, by their logits.
+    """Return the number of heads that a model has in training, 1 or 2, by their logits.
 
     name: of the model, for errors; size: side of the images in pixels. The pass is made in torch's
     meta device, in training mode, and changes nothing. Raises SettingError, in one line, for a
-    model that shares weights between modules, does not run on images of this size, or returns
-    something else than the logits (B, num_classes) of one head or two. A model that the meta device
-    cannot run counts as one head.
+    model that shares weights between modules, does not run on images of this size, or does not
+    return the logits (B, num_classes) of one head or two. A model that the meta device cannot run
+    counts as one head.
     """
     _refuse_shared(model, name)
     try:
@@ -37,7 +37,7 @@ def count_heads(model: nn.Module, name: str, size: int, num_classes: int) -> int
 
 
 def _refuse_shared(model: nn.Module, name: str) -> None:
-    """Raise SettingError for a model with a parameter of two names: a file of safetensors holds
+    """Raise SettingError for a model with a parameter that has two names: a safetensors file holds
     each tensor once."""
     every = [key for key, _ in model.named_parameters(remove_duplicate=False)]
     shared = sorted(set(every) - {key for key, _ in model.named_parameters()})

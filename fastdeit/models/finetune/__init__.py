@@ -1,1 +1,1 @@
-"""Fine-tuning: weights of another model made to fit, and the choice of those that train."""
+"""Fine-tuning: weights of another model made to fit, and the choice of those that are trained."""

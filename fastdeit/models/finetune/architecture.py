@@ -17,7 +17,7 @@ _FIELDS = {
     "init_values": "init_values",
     "reg_tokens": "registers",
 }
-"""From the keywords of `Student` to the names of the settings."""
+"""The names of the settings by the keywords of `Student`."""
 
 
 def list_settings(source: str, file: WeightFile) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def note_normalisation(file: WeightFile, mean: Sequence[float], std: Sequence[fl
 
 
 def _find_colour(file: WeightFile, field: str) -> list[float] | None:
-    """Return three numbers that are named, else None."""
+    """Return the three numbers that the file or its config.json names; else None."""
     described = file.config.get("pretrained_cfg")
     found: Any = described.get(field) if isinstance(described, dict) else None
     if found is None and field in file.metadata:

@@ -15,12 +15,13 @@ from fastdeit.models.sizes import StateDict, has_qkv_bias, infer_student_sizes
 from fastdeit.models.weights import HEADS
 
 TOKENS = {"cls_token": "class token", "dist_token": "distillation token", "reg_token": "registers"}
-"""Of a student, in the order of their positions, which come before those of the patches."""
+"""The tokens of a student, in the order of their positions, which come before those of the
+patches."""
 _PATCHES = "patch_embed.proj.weight"
 
 
 def fit_other_student(own: StateDict, state: StateDict) -> list[str]:
-    """Make the weights of another student those of the student with the weights `own`, but for the
+    """Make the weights of another student fit the student with the weights `own`, except for the
     resolution. Raises ValueError if they are not a DeiT's."""
     notes = _fit_heads(own, state)
     infer_student_sizes(state, {})  # checks the axes that are used here
@@ -28,7 +29,7 @@ def fit_other_student(own: StateDict, state: StateDict) -> list[str]:
 
 
 def _fit_heads(own: StateDict, state: StateDict) -> list[str]:
-    """Give heads that the file lacks their initial values; drop one that the student has not."""
+    """Give heads that the file lacks their initial values; drop a head that the student lacks."""
     notes = []
     for head in HEADS:
         keys = [f"{head}.weight", f"{head}.bias"]
@@ -43,8 +44,8 @@ def _fit_heads(own: StateDict, state: StateDict) -> list[str]:
 
 
 def _fit_tokens(own: StateDict, state: StateDict) -> list[str]:
-    """Drop the tokens that the student with the weights `own` has not, with their positions; give
-    those of which the file has another number their initial values."""
+    """Drop the tokens that the student with the weights `own` lacks, with their positions; give a
+    token its initial values if the file has another number of it."""
     before, after = (_count_tokens(weights) for weights in (state, own))
     if before != after:
         _fit_positions(own, state, before, after)
@@ -63,8 +64,8 @@ def _fit_tokens(own: StateDict, state: StateDict) -> list[str]:
 def _fit_positions(
     own: StateDict, state: StateDict, before: Mapping[str, int], after: Mapping[str, int]
 ) -> None:
-    """Give each token its position in the file, or the initial one; before, after: numbers of the
-    tokens of both."""
+    """Give each token its position in the file, or the initial one; before, after: how many of each
+    token the file and the student have."""
     widths = {state[key].shape[-1] for key in [*before, "pos_embed"]}
     if widths != {own["pos_embed"].shape[-1]}:
         return
@@ -100,7 +101,8 @@ def _fit_patches(own: StateDict, state: StateDict) -> list[str]:
 
 
 def _fit_qkv_bias(own: StateDict, state: StateDict) -> list[str]:
-    """Add biases of zero, which change no output, if the student has them and the file has not."""
+    """Add biases of zero, which change no output, if the student has them and the file lacks
+    them."""
     if not has_qkv_bias(own) or has_qkv_bias(state):
         return []
     biases = {key: value for key, value in own.items() if key.endswith("attn.qkv.bias")}

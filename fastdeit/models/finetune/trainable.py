@@ -1,4 +1,5 @@
-"""The weights that train: all, attention and heads, or the heads alone; the others are frozen."""
+"""The weights that are trained: all, attention and heads, or only the heads; the others are
+frozen."""
 
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ from torch import nn
 from fastdeit.config.parse import require
 
 ATTENTION = ".attn."
-"""In the name of every parameter of an attention layer, of ours and of timm."""
+"""A string in the name of every parameter of an attention layer, in our models and timm's."""
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -41,6 +42,6 @@ def list_frozen_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return the number of elements of all parameters, and of those that train."""
+    """Return the number of elements of all parameters, and of those that are trained."""
     sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)

@@ -13,9 +13,10 @@ from fastdeit.models.teachers.view import Preprocessing
 
 
 class Ensemble:
-    """The mean of the logits of several teachers, with what a `Teacher` offers.
+    """The mean of the logits of several teachers, with the methods of a `Teacher`.
 
-    They run one after the other: beside their weights, memory for the activations of one is needed.
+    They run one after the other: in addition to their weights, memory is needed only for the
+    activations of one.
     """
 
     def __init__(self, teachers: Sequence[Teacher]) -> None:
@@ -37,7 +38,7 @@ class Ensemble:
 
     @property
     def is_network(self) -> bool:
-        """True if each is a network, and no program or function."""
+        """Return True if each is a network, and no program or function."""
         return all(teacher.is_network for teacher in self.teachers)
 
     def identity(self) -> dict[str, Any]:
@@ -73,7 +74,7 @@ class Ensemble:
 
 
 LiveTeacher = Teacher | Ensemble
-"""What runs in a training step."""
+"""A teacher that runs in a training step."""
 
 
 def load_teachers(
@@ -89,8 +90,8 @@ def load_teachers(
 ) -> LiveTeacher:
     """Load one teacher or an ensemble.
 
-    sources: name and weights of each, as for `load_teacher`, which has the other arguments and
-    errors. classes: of the data set, by label; None: unknown. Raises ValueError if a file names
+    sources: name and weights of each, as for `load_teacher`, which describes the other arguments
+    and errors. classes: of the data set, by label; None: unknown. Raises ValueError if a file names
     other classes.
     """
     teachers = []

@@ -2,7 +2,7 @@
 
 Weights are read without running code (weights.py). The others are programs: loading a TorchScript
 file can write files, loading an exported one can run any command (torch 2.11 has sympy evaluate
-strings in it). So each is loaded only if its kind is named; use only ones you trust.
+strings in it). So each is loaded only if its kind is named; use only files that you trust.
 """
 
 import importlib
@@ -148,7 +148,7 @@ def _import_module(name: str, module_name: str) -> ModuleType:
 
 
 def _load_into(model: Logits, path: Path, name: str) -> list[Source]:
-    """Load a weight file into a callable that is a network; return what names its view there."""
+    """Load a weight file into a callable that is a network; return the sources of its view."""
     if not isinstance(model, nn.Module):
         return []
     file = read_weight_file(path)
@@ -205,7 +205,7 @@ def _find_view(name: str, file: WeightFile, choose: Choose) -> View:
 
 
 def _find_sources(file: WeightFile) -> list[Source]:
-    """Return what names the view of a weight file: itself, and the JSON file beside it."""
+    """Return the sources of a weight file's view: itself, and the JSON file beside it."""
     return [read_metadata(file.metadata, file.path), read_settings_beside(file.path)]
 
 

@@ -16,7 +16,7 @@ from fastdeit.models.weights import hash_weights, read_weights
 from fastdeit.storage.tensor_files import hash_tensors
 
 _DEPTH = 8
-"""Steps from a callable to a tensor that it uses."""
+"""The largest number of steps from a callable to a tensor that it uses."""
 
 
 def find_files(sources: Sequence[tuple[str, str]]) -> list[tuple[str, Path]]:
@@ -30,13 +30,14 @@ def find_files(sources: Sequence[tuple[str, str]]) -> list[tuple[str, Path]]:
 
 
 def identify_files(files: Sequence[tuple[str, Path]]) -> dict[str, Any]:
-    """Return the same as `identify_file` of one teacher or several: name and file of each."""
+    """Return what `identify_file` returns, of one teacher or of several; files: name and file of
+    each."""
     return combine_facts([identify_file(name, file) for name, file in files])
 
 
 def combine_facts(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the facts of one teacher as they are; of several, a list for each fact that all
-    have, in the order of the teachers."""
+    """Return the facts of one teacher unchanged; of several, a list for each fact that all have, in
+    the order of the teachers."""
     if len(each) == 1:
         return each[0]
     shared = [name for name in each[0] if all(name in facts for facts in each)]
@@ -44,7 +45,8 @@ def combine_facts(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def identify_file(name: str, path: Path) -> dict[str, str]:
-    """Return the part of `Teacher.identity` that a teacher's file decides; no teacher is loaded.
+    """Return those entries of `Teacher.identity` that a teacher's file decides; no teacher is
+    loaded.
 
     name: as in `load_teacher`. A program's file is hashed by its bytes, a weight file by its
     tensors. Raises ValueError for a file that holds no weights, OSError.
@@ -67,7 +69,7 @@ def _walk(
     """Yield the tensors below a value by their dotted names, each value once."""
     if id(value) in seen or not depth:
         return
-    # the value is kept: the id of one that is freed may be that of the next
+    # the value is stored: the id of one that is freed may be that of the next
     seen[id(value)] = value
     if isinstance(value, torch.Tensor):
         yield name, _to_plain(value)
@@ -86,7 +88,7 @@ def _to_plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _parts(value: Any) -> Mapping[Any, Any]:
-    """Return what may hold tensors in a value, by name."""
+    """Return the values inside a value that may hold tensors, by name."""
     if isinstance(value, nn.Module):
         # a state dict lacks the buffers that are not saved
         return {**dict(value.named_buffers()), **value.state_dict(keep_vars=True)}
@@ -104,8 +106,8 @@ def _parts(value: Any) -> Mapping[Any, Any]:
 
 
 def _function_parts(function: Any) -> Mapping[str, Any]:
-    """Return the variables and defaults that a function uses; of torch's own ones, none of its
-    module's."""
+    """Return the variables and defaults that a function uses; for a function of torch, without the
+    variables of its module."""
     variables = inspect.getclosurevars(function)
     ours = function.__module__ is None or function.__module__.split(".")[0] != "torch"
     defaults = {"defaults": function.__defaults__, "keywords": function.__kwdefaults__}

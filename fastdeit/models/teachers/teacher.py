@@ -122,29 +122,30 @@ class Teacher:
     @functools.cached_property
     def weights(self) -> str | None:
         """Return the hash of all its tensors; None for a function that shows none. A function may
-        load them when it is first called, so its hash is taken when it is first asked for."""
+        load them when it is first called, so its hash is computed when it is first read."""
         return self._loaded.weights or hash_state(self._model)
 
     @functools.cached_property
     def program(self) -> str | None:
-        """Hash of the file of its code; None for a network that timm or we build."""
+        """Return the hash of the file of its code; None for a network that timm or we build."""
         program = self._loaded.program
         return hash_weights(program) if program else None
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hash of the weight file, or of a callable's source file: the identity in older caches."""
+        """Return the hash of the weight file, or of a callable's source file: the identity in older
+        caches."""
         return hash_weights(self._loaded.source)
 
     @property
     def is_network(self) -> bool:
-        """True if it is a network, whose output depends on nothing but images and weights; False
-        for programs and functions."""
+        """Return True if it is a network, whose output depends on nothing but images and weights;
+        False for programs and functions."""
         return isinstance(self._model, nn.Module) and self._loaded.program is None
 
     @property
     def precision(self) -> str:
-        """Name of the dtype, as float32."""
+        """Return the name of the dtype, such as float32."""
         return str(self.dtype).removeprefix("torch.")
 
     def describe(self) -> str:
@@ -166,7 +167,7 @@ class Teacher:
 
     def measure_memory(self, batch: int) -> Memory:
         """Return its memory for a batch of so many images, of which `Execution.batch` run at once;
-        no activations for a program or a function."""
+        for a program or a function, the activations are unknown."""
         if not isinstance(self._model, nn.Module):
             return Memory(0, None)
         at_once = min(batch, self.execution.batch or batch)
@@ -201,7 +202,7 @@ def load_teacher(
 
     name: a timm model or one of ours, "torchscript", "export", or "module:callable"; may be empty
     if the file or its config.json has it. path: any source of weights (models/sources.py).
-    num_classes: of the data set. asked: mean, std and input_size that win over the teacher's own.
+    num_classes: of the data set. asked: mean, std and input_size that replace the teacher's own.
     Raises ValueError with one line: no file, unknown name, weights that do not fit, another number
     of classes, a mean that no network can have.
     """
@@ -230,7 +231,7 @@ def load_teacher(
 
 class _Frozen(NamedTuple):
     """A network ready for inference, the dtype of the images that it takes, and the number of its
-    batch norms that are parts of convolutions now."""
+    batch norms that were folded into convolutions."""
 
     model: Logits
     input_dtype: torch.dtype
@@ -242,8 +243,8 @@ def _freeze(model: Logits, device: torch.device, dtype: torch.dtype, size: int) 
     if not isinstance(model, nn.Module):
         return _Frozen(model, dtype)
     if _is_program(model):
-        # a recorded program may have dtypes in its code: it keeps its own, and autocast changes
-        # what can be changed
+        # a recorded program may have dtypes in its code: its own are not changed, and autocast
+        # changes what can be changed
         if isinstance(model, torch.jit.ScriptModule):
             model.eval()
         for parameter in model.parameters():
@@ -264,7 +265,7 @@ def _count_elements(model: Logits) -> int:
 
 
 def _check_output(teacher: Teacher) -> None:
-    """Raise ValueError unless the teacher gives (2, classes) for two black images."""
+    """Raise ValueError unless the teacher returns logits (2, classes) for two images of zeros."""
     size = teacher._student.size
     try:
         logits = teacher(torch.zeros(2, 3, size, size, device=teacher.device))

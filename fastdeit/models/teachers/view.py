@@ -18,7 +18,9 @@ from fastdeit.models.hub import find_config
 from fastdeit.storage.json_values import MAX_BYTES, parse_json, read_json_file
 
 FIELDS = ("mean", "std", "input_size")
+"""The fields of a view, by timm's names."""
 STUDENT = "the student"
+"""The name of the source that is used where no other names a field."""
 _EXTRA_FOLDERS = ("extra", "extra_files")
 
 
@@ -77,10 +79,12 @@ def _join(values: Sequence[float]) -> str:
 
 
 Choose = Callable[[Sequence[Source]], View]
+"""A function that returns the view which sources name; the first source with a field counts."""
 
 
 def choose_view(sources: Sequence[Source]) -> View:
-    """Return each field from the first source that names it; the last one names all.
+    """Return the view, with each field from the first source that names it; the last source names
+    all.
 
     Raises ValueError, naming the source, for a value that no network can have.
     """
@@ -142,7 +146,7 @@ def read_settings_beside(path: Path) -> Source:
     """Return what the JSON file beside a teacher's file names: `teacher.json` for `teacher.pt`, or
     the config.json that describes weights of ours, of timm or of the Hub.
 
-    Raises ValueError for one that is not JSON or too long; OSError.
+    Raises ValueError for a file that is not JSON or too long, and OSError.
     """
     for beside in (path.with_suffix(".json"), find_config(path)):
         if beside is not None and beside.is_file() and beside != path:
@@ -195,8 +199,8 @@ def _find_fields(content: Any) -> dict[str, Any]:
 
 
 def read_pretrained_cfg(owners: Sequence[tuple[str, object]]) -> Source:
-    """Return what the first `pretrained_cfg` or `default_cfg` among objects names; owners: each
-    with its name."""
+    """Return what the first `pretrained_cfg` or `default_cfg` among objects names; owners: the
+    objects, each with its name."""
     for where, owner in owners:
         for attribute in ("pretrained_cfg", "default_cfg"):
             config = getattr(owner, attribute, None)

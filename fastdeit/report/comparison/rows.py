@@ -1,4 +1,4 @@
-"""A row of a comparison: one fact of all runs, as JSON and for the eye."""
+"""A row of a comparison: one fact of all runs, as JSON and as text."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ class Row:
     facts: tuple[Any, ...]
     """JSON values; None where it is not recorded."""
     values: tuple[str, ...]
-    """The facts for the eye, printable; "" where it is not recorded."""
+    """The facts as printable text; "" where it is not recorded."""
 
     @property
     def known(self) -> list[Any]:

@@ -11,20 +11,22 @@ from fastdeit.report.predictions import RecordedPredictions
 class HeadTest:
     """McNemar's exact test of one head of two runs.
 
-    Images that both answer rightly, or both wrongly, say nothing of which is better. Of the others,
+    Images that both answer rightly, or both wrongly, do not show which is better. Of the others,
     each run would have about half if both were equally good. Source: McNemar 1947, in the exact
     form of Dietterich 1998 (Approximate statistical tests for comparing supervised classification
     learning algorithms), section 3.1.
     """
 
     head: str
-    """MODEL/HEAD."""
+    """The head by MODEL/HEAD."""
     images: int
+    """The number of images that both runs have."""
     only_first: int
-    """Images that only the first run answers rightly."""
+    """The number of images that only the first run answers rightly."""
     only_other: int
+    """The number of images that only the other run answers rightly."""
     p: float
-    """Probability of a split at least as uneven if both were equally good; two-sided."""
+    """The probability of a split at least as uneven if both were equally good; two-sided."""
 
     def __str__(self) -> str:
         return f"p = {self.p:.2g} ({self.only_first:,} against {self.only_other:,} images)"

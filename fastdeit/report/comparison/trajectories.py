@@ -38,7 +38,7 @@ def _read_digests(record: RunRecord) -> dict[int, str]:
 def _find_other_samples(first: Digests, other: Digests) -> str | None:
     """Return in words from which step on the samples of two runs differ; None if not recorded.
 
-    A digest is a sum over all samples, so it shows the first difference alone, to within the lines
+    A digest is a sum over all samples, so it shows only the first difference, to within the lines
     that both logs have.
     """
     common = sorted(first.keys() & other.keys())
@@ -81,9 +81,9 @@ def _loss(value: float) -> str:
 
 
 class _LossPair:
-    """The losses of two runs at the steps that both logged. Attributes: count, of these steps;
-    first, the first one at which a loss differs, -1 if none does; largest difference of the total
-    loss where both are finite. None without such steps."""
+    """The losses of two runs at the steps that both logged. Attributes: count, the number of these
+    steps; first, the first one at which a loss differs, -1 if none does; largest, the largest
+    difference of the total loss where both are finite. The last two are None without such steps."""
 
     def __init__(self, first: RunRecord, other: RunRecord) -> None:
         self.count = 0

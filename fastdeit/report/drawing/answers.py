@@ -1,4 +1,4 @@
-"""Counts of the recorded predictions of a run, without a model: confusions, and the answers for
+"""Counts of a run's recorded predictions, made without a model: confusions, and the answers for
 each class."""
 
 import numpy as np
@@ -18,8 +18,8 @@ _OF_PAIR = 4  # thumbnails of each
 def draw_confusions(
     predictions: RecordedPredictions, head: str, index: Index | None
 ) -> tuple[Confusion, ...]:
-    """Return the worst confusions of a head; index: of the validation images, for thumbnails; None:
-    there are none."""
+    """Return the worst confusions of a head; index: that of the validation images, for thumbnails;
+    None: there are no thumbnails."""
     answers = predictions.answers[head]
     names = predictions.classes
     found = []

@@ -27,10 +27,10 @@ def choose_weights(record: RunRecord) -> str:
 def analyse_run(
     record: RunRecord, index: Index, count: int
 ) -> tuple[TokenAnalysis, tuple[Picture, ...]]:
-    """Return what tokens and heads do on `count` validation images, and a picture of each: the
-    image, then the maps of each special token; none of a model without such maps.
+    """Return the analysis of tokens and heads on `count` validation images, and a picture of each:
+    the image, then the maps of each special token; no pictures for a model without such maps.
 
-    Raises ValueError for weights that are not there or cannot be used.
+    Raises ValueError for weights that do not exist or cannot be used.
     """
     loaded = load_model(record.folder.path, ema=choose_weights(record) == "ema")
     rows = choose_rows(len(index), count)

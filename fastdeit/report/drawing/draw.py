@@ -42,8 +42,8 @@ def draw_pictures(record: RunRecord, *, images: int = 16) -> Pictures:
     """Draw a run's first samples, attention maps and confusions, on the CPU; nothing is written
     into its folder.
 
-    images: most samples, and at most 8 of the validation images. Nothing is raised for data or
-    weights that are not there: `Pictures.notes` says what is missing.
+    images: the largest number of samples; of the validation images at most 8 are drawn. Nothing is
+    raised for data or weights that do not exist: `Pictures.notes` names what is missing.
     """
     drawing = _Drawing()
     parts: dict[str, Any] = {}

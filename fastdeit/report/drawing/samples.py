@@ -37,8 +37,8 @@ _THREADS = 2
 def draw_samples(record: RunRecord, count: int) -> tuple[Picture, ...]:
     """Return a picture of each of the first samples of the epoch in which a run began.
 
-    The images are those that the run began with. Raises ValueError if they are not there any more,
-    or are others.
+    The images are those that the run began with. Raises ValueError if they no longer exist, or have
+    changed.
     """
     settings = find_settings(record)
     index = read_images(record.folder.train_images, find_data(settings))
@@ -60,12 +60,12 @@ def find_settings(record: RunRecord) -> Config:
     found = find_paths(recorded, recorded.replace(run={"output_dir": str(record.folder)}))
     if not record.attempts:
         return found
-    # what `auto` was there
+    # what `auto` chose on the machine of the run
     return found.replace(augment={"augment_backend": record.attempts[0].augment_backend})
 
 
 def find_data(settings: Config) -> Path:
-    """Return the folder of a data set, absolute. Raises ValueError if it is not there."""
+    """Return the folder of a data set, absolute. Raises ValueError if it does not exist."""
     data = settings.data
     folder = local_folder(data.data_path, data.data_cache)
     if not (data.data_path and folder.is_dir()):

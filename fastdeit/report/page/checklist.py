@@ -7,7 +7,7 @@ _COLUMNS = ("item", "result", "the paper", "where", "this run", "flags that give
 
 
 def tabulate_audit(audit: Audit, name: str) -> tuple[str, Table]:
-    """Return a sentence and the checklist of DeiT; name: of the run."""
+    """Return a sentence and the checklist of DeiT; name: that of the run."""
     counts = [f"{audit.count('equal')} items are equal", f"{audit.count('differs')} differ"]
     unseen = audit.count("cannot be seen")
     counts += [f"{unseen} cannot be seen"] if unseen else []

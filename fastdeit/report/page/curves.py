@@ -1,8 +1,8 @@
 """The curves of the page: what the log of one or several runs has over the optimizer steps, in
 panels.
 
-A long curve is thinned so that every extreme stays: of each part of it the smallest and the largest
-value are drawn.
+A long curve is thinned so that no extreme is lost: of each interval of it the smallest and the
+largest value are drawn.
 """
 
 import math
@@ -16,7 +16,7 @@ from fastdeit.report.events import read_number
 from fastdeit.report.record import Line, RunRecord
 
 PARTS = 400
-"""Of a thinned curve, which has two points in each."""
+"""The number of intervals of a thinned curve, which has two points in each."""
 
 
 class Measure(NamedTuple):
@@ -26,7 +26,7 @@ class Measure(NamedTuple):
     name: str
     scale: float = 1.0
     aside: bool = False
-    """Not drawn at first where several runs are compared."""
+    """True if it is not drawn at first where several runs are compared."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PanelKind:
     measures: tuple[Measure, ...]
     logarithmic: bool = False
     is_level: bool = False
-    """The sentence names the median, in place of first and last value."""
+    """True if the sentence names the median, in place of first and last value."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Series:
 
     run: int
     shape: int
-    """Position of its measure in the panel, which decides dash and marker."""
+    """The position of its measure in the panel, which decides dash and marker."""
     name: str
     steps: np.ndarray
     values: np.ndarray
@@ -60,7 +60,7 @@ class Panel:
 
     kind: PanelKind
     series: tuple[Series, ...]
-    """With all their points."""
+    """The curves, with all their points."""
 
 
 _TOP1 = (
@@ -162,8 +162,8 @@ def _draw_teacher(record: RunRecord, run: int, alone: bool) -> list[Series]:
 
 
 def thin(series: Series) -> Series:
-    """Return a curve with at most `2 * PARTS + 1` points: of each part of it those of the smallest
-    and the largest value, and the last point."""
+    """Return a curve with at most `2 * PARTS + 1` points: of each interval of it those of the
+    smallest and the largest value, and the last point."""
     count = len(series.steps)
     if count <= 2 * PARTS:
         return series

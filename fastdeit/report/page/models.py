@@ -13,7 +13,7 @@ from fastdeit.report.pictures import ClassRow, Picture, Pictures
 
 _MOST_CLASSES = 2000
 MOST_BYTES = 1_500_000
-"""Of the pictures on a page; base64 makes 4 of 3."""
+"""The largest size of the pictures on a page, in bytes; base64 makes 4 bytes of 3."""
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
 

@@ -21,7 +21,7 @@ class Plot:
     unit: str
     keys: Sequence[Key]
     sentences: Sequence[str]
-    """For each curve; the first few are always shown."""
+    """A sentence for each curve; the first `few` are always shown."""
     few: int
     table: Table
 
@@ -38,6 +38,7 @@ class Part:
 
     @property
     def is_empty(self) -> bool:
+        """Return True if there is nothing to show."""
         return not (self.text or self.tables or self.pictures or self.plot)
 
 

@@ -18,7 +18,7 @@ from fastdeit.report.page.curves import Panel, Series, thin
 from fastdeit.report.pictures import TokenLayer
 
 COLOURS = 7
-"""In the style, `--c0` to `--c6`."""
+"""The number of colours for curves in the style, `--c0` to `--c6`."""
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "3px 2px")
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
 _SYMBOLS = "●■◆▲✕★✚"
@@ -45,6 +45,7 @@ MARKS = {
     "failure": MarkStyle("failure", "square", "■"),
     "quarantined": MarkStyle("images excluded", "circle-open", "○"),
 }
+"""The marks by kind of event."""
 _OTHER = MarkStyle("other event", "diamond-open", "◇")
 
 
@@ -76,7 +77,8 @@ def read_script() -> str:
 def draw_panel(
     panel: Panel, names: Sequence[str], events: Sequence[Sequence[RunEvent]], axis: TimeAxis
 ) -> dict[str, Any]:
-    """Return a figure: the curves, and marks of the events of all runs. names: of the runs."""
+    """Return a figure: the curves, and marks of the events of all runs. names: those of the
+    runs."""
     curves = [_draw_curve(one, names) for one in panel.series]
     marks = [
         _draw_marks(kind, run, names, found)

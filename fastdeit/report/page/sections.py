@@ -1,4 +1,4 @@
-"""The sections of the page, in their order, out of what is known of the runs."""
+"""The sections of the page, in their order, made from what is known of the runs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -44,8 +44,8 @@ def build_content(
     differences: Differences | None = None,
     audits: Sequence[Audit | None] = (),
 ) -> Content:
-    """Return the page of runs. names: of the runs, each another one; differences: of several;
-    audits: of each run, or of none."""
+    """Return the content of the page. names: those of the runs, all different; differences: those
+    of several runs; audits: one for each run, or none."""
     runs = Runs(records, pictures, names, audits or [None] * len(records))
     axis = _share_axis(records)
     sections = [
@@ -228,7 +228,7 @@ def _origin(runs: Runs, run: int) -> Part:
 
 
 def _missing(runs: Runs) -> list[Section]:
-    """Return the section that says why parts are not there, if there is anything to say."""
+    """Return the section with the reasons why something is missing, if there are any."""
     notes = [
         f"{title}: {note}" if title else note
         for title, record, found in zip(runs.titles, runs.records, runs.pictures, strict=True)
@@ -240,7 +240,7 @@ def _missing(runs: Runs) -> list[Section]:
 
 
 def _list_absent(record: RunRecord) -> list[str]:
-    """Return a sentence for each part of the log that the run has not."""
+    """Return a sentence for each kind of line that the log of the run lacks."""
     absent = []
     if not record.lines:
         absent.append("No curves of training: the log has no line of a step yet.")

@@ -13,7 +13,7 @@ _ROWS = 24  # of a table, for each run
 
 def describe_panel(panel: Panel, names: Sequence[str]) -> list[str]:
     """Return a sentence for each curve: first the first curve of each run, then the others. names:
-    of the runs."""
+    those of the runs."""
     first = {one.run: one for one in reversed(panel.series)}
     others = [one for one in panel.series if one is not first[one.run]]
     return [

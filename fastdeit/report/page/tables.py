@@ -1,4 +1,4 @@
-"""Tables of the page as plain data, and how its numbers are written."""
+"""Tables of the page as plain data, and the text of their numbers."""
 
 import math
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ class Table:
 
     @property
     def is_sortable(self) -> bool:
+        """Return True if the page offers to sort the rows."""
         return bool(self.filter)
 
 

@@ -37,8 +37,8 @@ def write_page(
 ) -> None:
     """Write the page, whole or not at all.
 
-    pictures: of each run; differences: of several runs, shown first; audits: of each run, or of
-    none. Raises ValueError if plotly is not installed, OSError.
+    pictures: those of each run; differences: those of several runs, shown first; audits: one for
+    each run, or none. Raises ValueError if plotly is not installed, OSError.
     """
     atomic_write_text(output, render_page(records, pictures, differences, audits))
 
@@ -69,8 +69,8 @@ def render_page(
 
 
 def label_runs(records: Sequence[RunRecord]) -> list[str]:
-    """Return a short name for each run, each another one: that of `name_runs`, and a number where
-    two are equal."""
+    """Return a short name for each run, all different: that of `name_runs`, and a number where two
+    are equal."""
     names = [shorten(name, _LETTERS) for name in name_runs([record.name for record in records])]
     if len(set(names)) == len(names):
         return names
@@ -87,7 +87,7 @@ def _open_templates() -> Environment:
 
 
 def _make_printable(value: Any) -> Any:
-    """Return what a template shows of a value; what is HTML already stays as it is."""
+    """Return the text that a template shows of a value; HTML does not change."""
     is_text = isinstance(value, str) and not isinstance(value, Markup)
     return printable(value) if is_text else value
 

@@ -1,1 +1,1 @@
-"""Parts of a step that are recorded once and repeated with one call."""
+"""Functions of a step whose launches are recorded once and then replayed by one call."""

@@ -21,7 +21,7 @@ def build_graphs(config: Config, world: World, model: nn.Module, update: Update)
 
 
 def refuse_graphs(config: Config, world: World, model: nn.Module, update: Update) -> str:
-    """Return why the steps of a run cannot be graphs; empty: they can."""
+    """Return the reason why the steps of a run cannot be graphs; empty: they can."""
     if world.device.type != "cuda":
         return "the device is a CPU"
     if not isinstance(update, FlatUpdate):

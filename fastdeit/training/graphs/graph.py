@@ -2,8 +2,9 @@
 
 A step of DeiT-S needs hundreds of launches, each of them some microseconds of host time; at 128
 images a GPU has done its work before the host has launched it. A recorded function reads its
-arguments from static tensors, into which a call copies what it is given. All that it reads beside
-them must be a tensor that stays in its place: a Python number is recorded as it was.
+arguments from static tensors, into which a call copies what it is given. Everything else that it
+reads must be a tensor whose memory is the same at each call; a Python number is recorded with its
+present value.
 """
 
 from collections.abc import Callable
@@ -12,14 +13,16 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 MOST = 4
-"""Signatures of a function that are recorded; calls with others run as they are."""
+"""The largest number of signatures of a function that are recorded; calls with others run without a
+graph."""
 
 Function = Callable[..., Any]
-"""From tensors, any of which may be None, to a tensor or None."""
+"""A function from tensors, any of which may be None, to a tensor or None."""
 
 
 class Run(Protocol):
-    """A way to call a function of a step; name: of the function, the same at each of its calls."""
+    """A way to call a function of a step; name: that of the function, the same at each of its
+    calls."""
 
     def __call__(
         self, name: str, function: Function, *tensors: torch.Tensor | None
@@ -44,9 +47,9 @@ class Recorder(Protocol):
     """Recorder of launches: `CudaRecorder` (graphs/cuda.py), or a substitute for it on a CPU."""
 
     def record(self, function: Callable[[], torch.Tensor | None]) -> Recording:
-        """Record the launches of a function; tensors that were there before stay unchanged.
+        """Record the launches of a function; tensors that existed before do not change.
 
-        It may raise any exception; then nothing has changed either.
+        Any exception may be raised; then nothing has changed either.
         """
 
 
@@ -107,7 +110,8 @@ class Graphs:
         if signature not in graphs and len(graphs) < MOST:
             try:
                 graphs[signature] = self._record(function, tensors)
-            # what cannot be recorded, or does not fit into memory twice, may run well as it is
+            # what cannot be recorded, or does not fit into memory twice, may still run without a
+            # graph
             except Exception as error:
                 self._fail(name, error)
         return graphs.get(signature)

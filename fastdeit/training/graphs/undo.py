@@ -1,4 +1,4 @@
-"""A trial of a function that leaves every tensor as it was."""
+"""A trial of a function, after which every tensor has its former value."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from torch.utils._pytree import tree_leaves
 
 
 class Undo(TorchDispatchMode):
-    """A context after which all tensors that were there before have their values again, also after
-    an exception.
+    """A context that restores the values of all tensors that existed before, also after an
+    exception.
 
     It copies the memory of a tensor before the first operator that changes it, as the schemas of
     the operators declare; those of the backward pass are seen too. It needs memory for as much as
@@ -21,7 +21,8 @@ class Undo(TorchDispatchMode):
         self._copies: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         """A memory and its copy, by address; the entry keeps the memory alive."""
         self._made: set[int] = set()
-        """Addresses of memory that was allocated within: none that was there before has one."""
+        """Addresses of memory that was allocated within the context; no earlier memory has one of
+        them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

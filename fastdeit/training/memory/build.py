@@ -27,14 +27,14 @@ from fastdeit.training.memory.plan import MemoryPlan, ZeroLayout, advise, count_
 from fastdeit.training.memory.usage import StepUsage, fused_attention, measure_step
 
 Planner = Callable[[int, bool], MemoryPlan]
-"""Makes the plan of a micro-batch, with or without activation checkpointing."""
+"""A function that makes the plan of a micro-batch, with or without activation checkpointing."""
 
 
 class TeacherMemory(Protocol):
-    """A live teacher, of which the memory counts."""
+    """A live teacher, whose memory is counted."""
 
     def measure_memory(self, batch: int) -> Memory:
-        """Return the memory of the weights, and of the activations of so many images."""
+        """Return the bytes of the weights, and of the activations of so many images."""
 
 
 def note_memory(
@@ -161,7 +161,7 @@ def _make_step(
 
 def _count_batches(config: Config, world: World, layout: ZeroLayout, *, with_images: bool) -> float:
     """Return the bytes of images on the device: the mixed ones, for the student and the teacher,
-    and those that the loader makes ahead."""
+    and those that the loader makes in advance."""
     values = find_micro_batch(config, world) * 3 * config.data.input_size**2
     unmixed = 2 if world.device.type == "cuda" else 4
     ahead = config.data.prefetch + 2  # the present batch, and one that is read ahead

@@ -1,5 +1,5 @@
-"""Activation checkpointing: a block's input is stored, and what is in it is computed again in the
-backward pass. Source: Chen et al. 2016 (1604.06174)."""
+"""Activation checkpointing: only the input of a block is stored, and its activations are computed
+again in the backward pass. Source: Chen et al. 2016 (1604.06174)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from fastdeit.config.parse import require
 
 
 def turn_on_checkpointing(model: Any, name: str) -> None:
-    """Make a model compute its blocks again in the backward pass; results stay the same.
+    """Make a model compute its blocks again in the backward pass; the results are the same.
 
     name: of the model, for errors. Raises SettingError for a model of timm that cannot.
     """
@@ -20,12 +20,13 @@ def turn_on_checkpointing(model: Any, name: str) -> None:
     for layer in model.modules():
         if isinstance(layer, _BatchNorm) and layer.track_running_stats:
             layer.register_forward_pre_hook(_pause_statistics)
-            # always: the second pass ends by an exception where it has all that is needed
+            # always_call: the second pass ends with an exception as soon as it has all that is
+            # needed
             layer.register_forward_hook(_restore_statistics, always_call=True)
 
 
 def can_checkpoint(model: Any) -> bool:
-    """Return True if a model can compute its blocks again; it is turned off."""
+    """Return True if a model can compute its blocks again; checkpointing is off afterwards."""
     try:
         model.set_grad_checkpointing(True)
         model.set_grad_checkpointing(False)

@@ -17,7 +17,8 @@ def read_peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def _read_resident_peak(status: Path = Path("/proc/self/status")) -> int | None:
-    """Return bytes. Not getrusage: its peak counts what the parent had when it forked."""
+    """Return the peak of the resident set in bytes; None if it is not known. Not by getrusage,
+    whose peak includes what the parent had when it forked."""
     try:
         _, found, rest = status.read_text(errors="replace").partition("VmHWM:")
     except OSError:

@@ -1,8 +1,8 @@
 """The plan of a device's memory: what a run will need, by part.
 
 The state follows from the number of parameters, ZeRO's stage and the ranks; activations and
-gradients of a micro-batch from one pass on torch's meta device (usage.py). What the CUDA context,
-NCCL and DALI allocate beside torch is not in it.
+gradients of a micro-batch from one pass on torch's meta device (usage.py). The memory that the CUDA
+context, NCCL and DALI allocate outside of torch is not in it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,37 +10,40 @@ from typing import NamedTuple
 
 GB = 1e9
 RESERVE = 0.05
-"""The share of all parts that torch's allocator needs more: rounded sizes and gaps between them."""
+"""The share of all parts that torch's allocator needs in addition: rounded sizes and gaps between
+them."""
 NEAR = 0.9
-"""The share of a device's free memory above which a plan is named."""
+"""The share of a device's free memory above which a plan does not fit."""
 CONTEXT = 0.7e9
 """Bytes of CUDA's context and cuBLAS's workspaces, which no plan has."""
 
 
 class ZeroLayout(NamedTuple):
-    """Settings that decide how many copies and parts of the weights are on a device."""
+    """Settings that decide how many copies and partitions of the weights are on a device."""
 
     stage: int
-    """That runs: 1, 2 or 3."""
+    """The ZeRO stage that runs: 1, 2 or 3."""
     ranks: int
     itemsize: int
-    """Bytes of an element in the training precision."""
+    """The bytes of an element in the training precision."""
     micro_steps: int
     is_flat: bool
-    """The step is ours (zero/flat_update.py)."""
+    """True if the step is ours (zero/flat_update.py)."""
     offloads: bool
+    """True if the optimizer is in the memory of the CPU."""
     ema: bool
+    """True if there is an EMA."""
     bucket: int
-    """Elements of DeepSpeed's buffer of gradients, fp32, where the step is DeepSpeed's."""
+    """The elements of DeepSpeed's buffer of gradients, fp32, where the step is DeepSpeed's."""
 
 
 def count_state(parameters: int, trained: int, layout: ZeroLayout) -> dict[str, float]:
-    """Return the bytes of what stays from step to step, by part; parameters, trained: elements of
-    all weights, and of those that train."""
+    """Return the bytes of what lasts from step to step, by part; parameters, trained: the elements
+    of all weights, and of those that are trained."""
     share = trained / layout.ranks
     on_device = 0 if layout.offloads else 1
     copies = 2 if layout.stage == 3 else 1
-    # at ZeRO 3 DeepSpeed gathers up to 1e9 elements beside the parts
+    # at ZeRO 3 DeepSpeed gathers up to 1e9 elements in addition to the partitions
     weights = 1 + 1 / layout.ranks if layout.stage == 3 else 1
     return {
         "weights": weights * parameters * layout.itemsize,
@@ -71,7 +74,7 @@ class MemoryPlan(NamedTuple):
         return (1 + RESERVE) * sum(self.parts.values())
 
     def fits(self, available: float) -> bool:
-        """Return True if the plan leaves some of so many bytes."""
+        """Return True if the plan needs at most the share `NEAR` of so many bytes."""
         return self.total <= NEAR * available
 
     def describe(self, available: float | None = None) -> str:
@@ -111,8 +114,8 @@ def find_largest(
 ) -> int:
     """Return the largest even micro-batch whose plan fits into so many bytes; 0 if none does.
 
-    A plan is linear in a large micro-batch, so two of them give a start; where that does not fit,
-    the steps back double, and what they passed is halved.
+    A plan is linear in a large micro-batch, so two of them give a start; if that does not fit, it
+    is lowered by steps that double, and then searched for within the last step by halving.
     """
     few, many = (plan(size, checkpointing).total for size in (128, 256))
     each = (many - few) / 128

@@ -15,7 +15,7 @@ from fastdeit.training.zero.flat import Compute
 @contextlib.contextmanager
 def fused_attention() -> Iterator[None]:
     """Run torch's attention on the meta device as the devices run it, without the matrix of all
-    weights; one with a mask stays as it is."""
+    weights; attention with a mask does not change."""
     plain = F.scaled_dot_product_attention
 
     def attend(*inputs: Any, **others: Any) -> torch.Tensor:
@@ -23,7 +23,7 @@ def fused_attention() -> Iterator[None]:
             return torch.ops.aten._scaled_dot_product_flash_attention(*inputs)[0]
         return plain(*inputs, **others)
 
-    # not a mode of torch's: that is off in what a backward pass computes again
+    # not a mode of torch: it would be off in what a backward pass computes again
     F.scaled_dot_product_attention = attend  # type: ignore[assignment]
     try:
         yield
@@ -32,12 +32,12 @@ def fused_attention() -> Iterator[None]:
 
 
 class StepUsage(NamedTuple):
-    """Bytes of the tensors of a micro-batch, beside weights and inputs."""
+    """Bytes of the tensors of a micro-batch, without weights and inputs."""
 
     activations: int
-    """Stored from the forward to the backward pass."""
+    """The bytes that are stored from the forward to the backward pass."""
     peak: int
-    """At most: with what the backward pass makes, the gradients too."""
+    """The largest number of bytes at once, with what the backward pass makes, the gradients too."""
 
 
 class _Scope(nn.Module):
@@ -59,7 +59,7 @@ class _Scope(nn.Module):
 
 def measure_step(model: nn.Module, compute: Compute, dtype: torch.dtype) -> StepUsage:
     """Return the memory of the forward and backward pass of a micro-batch, by one pass on torch's
-    meta device; the model stays as it is.
+    meta device; the model does not change.
 
     compute: computes the loss of a model for a micro-batch on the meta device. dtype: the training
     precision.

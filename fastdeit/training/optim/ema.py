@@ -14,8 +14,8 @@ class Ema:
 
     The formula is that of `torch.optim.swa_utils.get_ema_multi_avg_fn`, whose `AveragedModel` needs
     a whole module, which ZeRO 3 does not have, and a host that knows whether a step was skipped. On
-    DeepSpeed's partitions it costs 4 bytes * parameters / ranks, no communication and one launch a
-    partition.
+    DeepSpeed's partitions it costs 4 bytes * parameters / ranks, no communication and one launch
+    for each partition.
 
     warmup: the decay rises to `decay` with the number of the step, as that of timm's `ModelEmaV3`
     with `use_warmup`: 1 - (1 + step)^(-2/3), so the first update copies the weights.
@@ -48,10 +48,10 @@ class Ema:
         buffers: Mapping[str, torch.Tensor],
         skipped: torch.Tensor,
     ) -> None:
-        """Move towards the current values, given in the order and under the names of the start;
-        call it after each optimizer step.
+        """Move the averages towards the current values, which have the order and the names that
+        `__init__` got; call this after each optimizer step.
 
-        skipped: 0-d fp32 on the device; 1.0: the step was skipped and the EMA stays as it is.
+        skipped: 0-d fp32 on the device; 1.0: the step was skipped and the EMA does not change.
         """
         (rate,) = self._rate.values
         weight = torch.addcmul(rate, rate, skipped, value=-1)

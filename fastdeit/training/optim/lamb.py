@@ -1,12 +1,12 @@
 """LAMB on flat partitions: one trust ratio for each parameter, wherever its elements are.
 
 LAMB (arXiv 1904.00962) multiplies Adam's update of a parameter by ‖w‖ / ‖update‖. Under ZeRO a rank
-has a flat tensor a group with pieces of parameters, so the squares of both norms are summed over
-the ranks: in a step one all-reduce of two numbers a parameter for each tensor with weight decay.
-Formula: timm 1.0.31 optim/lamb.py with its defaults (bias correction, averaged gradients, decay in
-the update, no trust ratio without weight decay), except that the clipping of the global gradient
-norm is DeepSpeed's. It takes `found_inf` and `grad_scale` as torch's fused AdamW does, so that the
-device skips and clips a step, and the host reads none of its values.
+has a flat tensor for each group, with pieces of parameters, so the squares of both norms are summed
+over the ranks. A step has one all-reduce for each tensor with weight decay, of two numbers per
+parameter. Formula: timm 1.0.31 optim/lamb.py with its defaults (bias correction, averaged
+gradients, decay in the update, no trust ratio without weight decay), except that the clipping of
+the global gradient norm is DeepSpeed's. It takes `found_inf` and `grad_scale` as torch's fused
+AdamW does, so that the device skips and clips a step, and the host reads none of its values.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +22,11 @@ CLIP_GRAD = 1.0
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a flat tensor has the P parameters of its group; tensors are int64, on its device.
+    """Places of the P parameters of a group in its flat tensor; tensors are int64, on its device.
 
-    pieces: the place of each parameter that has elements here, in ascending order. present: (here,)
-    the numbers of these parameters. owners, lengths: (S,) the parameter's number and the elements
-    of each segment of the tensor; padding has the number P.
+    parameters: P. pieces: the place of each parameter that has elements here, in ascending order.
+    present: (pieces,) the numbers of these parameters. owners, lengths: (S,) the parameter's number
+    and the elements of each segment of the tensor; padding has the number P.
     """
 
     parameters: int
@@ -36,8 +36,8 @@ class Layout:
     lengths: torch.Tensor
 
     def sum_squares(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return (len(tensors), P) fp32: of each parameter's elements in flat tensors; 0 if there
-        are none."""
+        """Return the sum of the squares of each parameter's elements in flat tensors, fp32
+        (len(tensors), P); 0 if there are none."""
         squares = tensors[0].new_zeros(len(tensors), self.parameters)
         if self.pieces:
             views = [tensor[piece] for tensor in tensors for piece in self.pieces]
@@ -75,9 +75,9 @@ class Lamb(torch.optim.Optimizer):
     """
 
     found_inf: torch.Tensor | None = None
-    """0-d fp32 on the device, as of torch's fused AdamW: 1.0 skips the step."""
+    """The flag of torch's fused AdamW, 0-d fp32 on the device: 1.0 skips the step."""
     grad_scale: torch.Tensor | None = None
-    """0-d fp32 on the device, as of torch's fused AdamW: divides the gradients."""
+    """The divisor of the gradients, as torch's fused AdamW has it, 0-d fp32 on the device."""
 
     def __init__(
         self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
@@ -153,7 +153,7 @@ class Lamb(torch.optim.Optimizer):
         return torch.where(skipped, 0.0, gradient)
 
     def _trust_ratios(self, tensor: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        """Return the factors of an update: one for a parameter, one an element for a flat
+        """Return the factors of an update: one for a parameter, or one for each element of a flat
         tensor."""
         layout = self._layouts.get(tensor)
         if layout is None:

@@ -18,7 +18,7 @@ def parameter_groups(
     `no_weight_decay()` names have no decay, except the parameters named in `decayed`.
 
     With `layer_decay` each depth has groups of its own, with timm's `lr_scale` = layer_decay **
-    (depths above it); the model's `group_matcher()` says which parameter has which depth.
+    (depths above it); the model's `group_matcher()` decides the depth of each parameter.
     """
     names: set[str] = getattr(model, "no_weight_decay", set)() - set(decayed)
     if layer_decay is None:
@@ -39,7 +39,7 @@ def build_adamw(
     """Build torch's fused AdamW (arXiv 1711.05101): one pass over weights, gradients and moments,
     and a step that the device may skip, clip and count.
 
-    capturable: in a CUDA graph; needs parameters on a GPU.
+    capturable: True if a CUDA graph records the step, which needs parameters on a GPU.
     """
     return torch.optim.AdamW(
         list(groups), lr=lr, betas=betas, eps=eps, fused=True, capturable=capturable

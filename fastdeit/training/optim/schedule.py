@@ -7,8 +7,8 @@ from timm.scheduler import CosineLRScheduler
 
 
 class Rates:
-    """The learning rate of each group on the host, for timm's schedulers in place of an optimizer,
-    which has its rates on the device.
+    """The learning rate of each group on the host. timm's schedulers get it in place of the
+    optimizer, which has its rates on the device.
 
     groups: of the optimizer, in torch's form, with timm's `lr_scale` or without.
     """
@@ -21,7 +21,7 @@ class Rates:
 
 
 class EpochCosineScheduler(CosineLRScheduler):
-    """A cosine schedule in epochs, called with the number of a step: one rate a whole epoch.
+    """A cosine schedule in epochs, called with the number of a step: one rate for each whole epoch.
 
     lag: epoch e has the rate of epoch e - lag, at least that of epoch 0. deit's main.py steps its
     schedule after an epoch with that epoch's number: lag 1, and two epochs at the first rate.
@@ -47,7 +47,8 @@ def build_schedule(
     on_updates: bool = True,
     lag: int = 0,
 ) -> CosineLRScheduler:
-    """Build a linear warm-up, then cosine to `min_lr`: call `step_update(k)` before step k.
+    """Build a schedule of a linear warm-up, then a cosine to `min_lr`; call `step_update(k)` before
+    step k.
 
     optimizer: `Rates`, or anything with torch's `param_groups`. on_updates: a new rate every step,
     else every epoch, `lag` epochs late. The rate is a function of k alone.

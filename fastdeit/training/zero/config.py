@@ -14,7 +14,7 @@ from fastdeit.distributed.world import import_deepspeed
 from fastdeit.storage.atomic import read_bounded
 
 MAX_BYTES = 1 << 16
-"""The most that a user's file may have."""
+"""The largest size of a user's file, in bytes."""
 
 ALLOWED: dict[str, list[str]] = {
     "": """
@@ -128,7 +128,7 @@ def add_user_file(ours: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _merge(ours: dict[str, Any], theirs: dict[str, Any], section: str, source: str) -> None:
-    """Put a section of the file into ours."""
+    """Add a section of the file to ours. Raises ValueError as `add_user_file`."""
     allowed = ALLOWED.get(section, ())
     for key, value in theirs.items():
         name = f"{section}.{key}".lstrip(".")

@@ -1,14 +1,14 @@
-"""Model and loss as DeepSpeed runs them: at ZeRO 1 and 2 with one flat parameter a group.
+"""Model and loss as DeepSpeed runs them: at ZeRO 1 and 2 with one flat parameter for each group.
 
 DeepSpeed (0.19.8) handles each parameter by itself: a hook that copies its gradient, a check for
 NaN, a norm. For the 143 parameters of a DeiT that is 2,200 of a step's 3,300 launches. So here
 DeepSpeed sees a flat parameter for each group of the optimizer; the model's weights are views of
 it. Model and loss are one autograd node: its backward copies the gradients of all weights into flat
-ones in one call, so that one hook a group runs. The results equal those of single parameters bit
-for bit. The cost is memory for a second copy of all gradients in the training precision, at a time
-when the activations are already free. That is for DeepSpeed's own step; in ours
-(zero/flat_update.py) only the views count, and neither the node nor a hook runs. At ZeRO 3 every
-rank holds a piece of each weight, and the model keeps its own parameters.
+ones in one call, so that one hook runs for each group. The results equal those of single parameters
+bit for bit. The cost is memory for a second copy of all gradients in the training precision, at a
+time when the activations are already free. All of this is for DeepSpeed's own step; ours
+(zero/flat_update.py) uses only the views, and neither the node nor a hook runs. At ZeRO 3 every
+rank holds a piece of each weight, and the parameters are the model's own.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,9 @@ from torch import nn
 from fastdeit.kernels.distill import LossParts
 
 Compute = Callable[[nn.Module], LossParts]
-"""From the model to the losses of a micro-batch; the first of them is differentiated."""
+"""A function from the model to the losses of a micro-batch; the first of them is differentiated."""
 Groups = list[dict[str, Any]]
+"""Parameter groups in torch's form."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,22 @@ class ContiguousSlot:
     offset: int
 
     def of(self, flat: torch.Tensor) -> torch.Tensor:
-        """View the parameter in a flat tensor (elements,)."""
+        """Return a view of the parameter in a flat tensor (elements,)."""
         return flat[self.offset : self.offset + self.shape.numel()].view(self.shape)
 
     def locate(self, rank: int, elements: int) -> slice:
-        """Return where the part of a rank, with so many elements, has those of the parameter; an
-        empty slice if it has none."""
+        """Return the place of the parameter's elements in the partition of a rank, which has so
+        many elements; an empty slice if it has none."""
         first = self.offset - rank * elements
         last = min(first + self.shape.numel(), elements)
         return slice(max(first, 0), max(first, last, 0))
 
     def read(self, parts: torch.Tensor) -> torch.Tensor:
-        """Copy the parameter from all ranks' parts (ranks, elements)."""
+        """Return a copy of the parameter from all ranks' partitions (ranks, elements)."""
         return self.of(parts.view(-1)).clone()
 
     def write(self, parts: torch.Tensor, value: torch.Tensor) -> None:
-        """Write the parameter's `value` into all ranks' parts (ranks, elements)."""
+        """Write the parameter's `value` into all ranks' partitions (ranks, elements)."""
         self.of(parts.view(-1)).copy_(value)
 
 
@@ -72,11 +73,11 @@ class LossModule(nn.Module):
 
 
 class FlatLossModule(LossModule):
-    """A model whose weights are views of one flat parameter a group; those are all that DeepSpeed
-    sees.
+    """A model whose weights are views of one flat parameter for each group; DeepSpeed sees only
+    these.
 
-    groups: parameters of the model, in the order in which the flat ones hold them. Others of the
-    model do not train.
+    groups: parameters of the model, in the order in which the flat ones hold them. Other parameters
+    of the model are not trained.
     """
 
     def __init__(self, model: nn.Module, groups: Groups) -> None:
@@ -93,7 +94,7 @@ class FlatLossModule(LossModule):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Any:
-        """Yield the flat parameters alone."""
+        """Yield only the flat parameters, by name."""
         return self.flats.named_parameters(prefix, recurse, remove_duplicate)
 
     def bind(self) -> None:
@@ -108,13 +109,15 @@ class FlatLossModule(LossModule):
         return LossParts(*_Loss.apply(self, compute, *self.flats))
 
     def flat_gradients(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Copy the gradients of `leaves` into one flat tensor a group, of the weights' dtype."""
+        """Copy the gradients of `leaves` into one flat tensor for each group, of the weights'
+        dtype."""
         flats = [torch.empty_like(flat) for flat in self.flats]
         torch._foreach_copy_(self.views(flats), list(gradients))
         return flats
 
     def views(self, flats: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """View every weight of `leaves` in flat tensors, one a group, which may be padded."""
+        """Return views of the weights `leaves` in flat tensors, one for each group, which may be
+        padded."""
         views = []
         for flat, slots in zip(flats, self.slots, strict=True):
             views += [slot.of(flat) for slot in slots]
@@ -122,7 +125,7 @@ class FlatLossModule(LossModule):
 
 
 class _Loss(torch.autograd.Function):
-    """The loss as a function of the flat parameters; the model's own graph is kept inside."""
+    """The loss as a function of the flat parameters; the model's own graph is stored inside."""
 
     @staticmethod
     def forward(

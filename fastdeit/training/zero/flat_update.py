@@ -1,11 +1,11 @@
 """Backward and step on DeepSpeed's flat partitions at ZeRO 1 and 2, without a wait.
 
 DeepSpeed builds the partitions and fills them at a resume; its hooks, buckets and `step()` do not
-run. Gradients of all weights are copied into static flat fp32 buffers in one launch. What the step
-decides stays on the device: torch's fused AdamW takes the flag `found_inf`, the divisor
+run. Gradients of all weights are copied into static flat fp32 buffers in one launch. The decisions
+of a step remain on the device: torch's fused AdamW takes the flag `found_inf`, the divisor
 `grad_scale` and the learning rate as tensors, so that it skips, clips and counts its steps there.
-No function reads a value of the device, and all work on memory that stays the same from step to
-step, so that a CUDA graph may capture any that is not a collective.
+No function reads a value of the device, and all of them work on memory that is the same in every
+step, so that a CUDA graph may capture each one that is not a collective.
 
 The arithmetic is DeepSpeed's (0.19.8, runtime/zero/stage_1_and_2.py): the loss divided by the
 number of micro-batches, sums in fp32, each group's norm in fp64, clipping by (norm + 1e-6) / limit.
@@ -80,7 +80,7 @@ class FlatUpdate(Update):
     def backward(self, compute: Compute, number: int) -> torch.Tensor:
         parts = compute(self._model)
         loss = parts.loss.detach()
-        # NaN unless the loss is finite: its gradient may be finite where it is not
+        # NaN unless the loss is finite, as its gradient may be finite where the loss is not
         scale = (loss - loss).add_(self.gradients.share)
         self.gradients.add(parts.loss, scale, number)
         return torch.stack([part.detach().float() for part in parts])
@@ -94,7 +94,7 @@ class FlatUpdate(Update):
         if dist.get_world_size() > 1:
             dist.all_reduce(self._squares)
         if isinstance(self._optimizer, Lamb) and dist.get_world_size() > 1:
-            # it sums the norms of parameters that several ranks have
+            # LAMB sums the norms of parameters over the ranks
             self._update()
         else:
             run("update", self._update)
@@ -107,7 +107,7 @@ class FlatUpdate(Update):
         self._squares.copy_(torch.stack(norms).square_())
 
     def _update(self) -> None:
-        """Decide from the sums of squares whether and how to step; step."""
+        """Decide from the sums of squares whether and how to step, and step."""
         norm = torch.linalg.vector_norm(self._squares.sqrt())
         torch.nan_to_num(norm, nan=torch.inf, posinf=torch.inf, out=self.grad_norm)
         torch.eq(self.grad_norm, torch.inf, out=self.skipped)

@@ -1,5 +1,5 @@
-"""The gradient of a step in static flat fp32 buffers, one a group: the sum over micro-batches and
-ranks."""
+"""The gradient of a step in static flat fp32 buffers, one for each group: the sum over
+micro-batches and ranks."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,17 @@ import torch.distributed as dist
 from fastdeit.training.zero.flat import FlatLossModule
 
 Gradients = tuple[torch.Tensor, ...] | list[torch.Tensor]
+"""The gradients of all leaves, in their order."""
 
 
 class FlatGradients:
     """Gradients of a model's weights in flat fp32 tensors with the layout of its partitions.
 
-    module: has the weights. parts: for each group a tensor like this rank's part. micro_steps: the
-    micro-batches of a step. stage: at ZeRO 1 the sum over micro-batches is reduced over the ranks,
-    at ZeRO 2 each micro-batch is, so that a rank stores the sum of its part alone. Memory in bytes
-    per parameter: 4, and 4 / ranks for several ranks, and 4 / ranks for several micro-batches at
-    ZeRO 2.
+    module: has the weights. parts: for each group a tensor like this rank's partition. micro_steps:
+    the micro-batches of a step. stage: at ZeRO 1 the sum over micro-batches is reduced over the
+    ranks, at ZeRO 2 each micro-batch is, so that a rank stores the sum of its own partition only.
+    Memory in bytes per parameter: 4, and 4 / ranks for several ranks, and 4 / ranks for several
+    micro-batches at ZeRO 2.
     """
 
     overlaps = False
@@ -38,17 +39,17 @@ class FlatGradients:
         self._views = module.views(self.wholes)
         self._reduced = self._own_parts(parts)
         self.parts = [*map(torch.zeros_like, parts)] if self._sums_parts else self._reduced
-        """This rank's part of the sum, after the last micro-batch was reduced."""
+        """This rank's partition of the sum, after the last micro-batch was reduced."""
 
     def _own_parts(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return where this rank's part of the sum over the ranks goes."""
-        # one process has its whole gradient as its part
+        """Return the tensors for this rank's partition of the sum over the ranks."""
+        # the partition of a single process is its whole gradient
         return self.wholes if self._ranks == 1 else [*map(torch.zeros_like, parts)]
 
     def add(self, loss: torch.Tensor, scale: torch.Tensor, number: int) -> None:
         """Run the backward of micro-batch `number` (from 0) and add this rank's gradients.
 
-        scale: 0-d, the gradient of `loss`, which a weight's gradient is a multiple of.
+        scale: 0-d, the gradient of `loss`; every weight's gradient is a multiple of it.
         """
         self._write(self._views, self._differentiate(loss, scale), number)
 

@@ -3,9 +3,9 @@ reduce the gradient in pieces while the backward pass still runs.
 
 A ring over R ranks sends (R - 1) / R of the bytes over each link, in R - 1 turns, each with the
 latency of the slowest link (Thakur, Rabenseifner, Gropp 2005, "Optimization of collective
-communication operations in MPICH", section 4). NCCL's rings cross a machine's border once for each
-of its network cards, so with one card a GPU several machines have nearly the bandwidth of one, and
-the latency of the network. No GPU has shown these times yet.
+communication operations in MPICH", section 4). NCCL's rings cross the border of a machine once for
+each of its network cards. So with one card per GPU several machines have nearly the bandwidth of
+one machine, and the latency of the network. No GPU has shown these times yet.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,16 @@ class Links:
     """The links of a GPU within its machine, and its share of those between machines."""
 
     gpus_per_machine: int = 8
+    """The GPUs of a machine."""
     inside_gbps: float = 360.0
-    """10^9 bytes a second each way: 0.8 of an H100's NVLink, 450."""
+    """Bandwidth within a machine, 10^9 bytes a second each way: 0.8 of an H100's NVLink, 450."""
     between_gbps: float = 45.0
-    """Of one GPU: 0.9 of a network card of 400 Gbit/s."""
+    """Bandwidth of one GPU to other machines, 10^9 bytes a second each way: 0.9 of a network card
+    of 400 Gbit/s."""
     inside_us: float = 2.0
-    """Latency of a turn."""
+    """Latency of a turn within a machine, in microseconds."""
     between_us: float = 8.0
+    """Latency of a turn between machines, in microseconds."""
 
     def ring_ms(self, nbytes: float, ranks: int) -> float:
         """Return the milliseconds of a reduce-scatter or an all-gather of so many bytes."""
@@ -38,14 +41,14 @@ class Links:
 
 
 MOST_PIECES = 8
-"""Of a gradient: a DeiT has twelve blocks."""
+"""The largest number of pieces of a gradient; a DeiT has twelve blocks."""
 
 
 def exposed_ms(nbytes: float, ranks: int, pieces: int, backward_ms: float, links: Links) -> float:
     """Return the milliseconds of the gradient's reduction that the backward pass does not hide.
 
-    nbytes: of the whole gradient, in fp32. The first piece is ready after 1 / pieces of the
-    backward pass, the last one at its end; pieces are reduced one after the other.
+    nbytes: the size of the whole gradient, in fp32. The first piece is ready after 1 / pieces of
+    the backward pass, the last one at its end; pieces are reduced one after the other.
     """
     of_piece = links.ring_ms(nbytes / pieces, ranks)
     done = 0.0
@@ -56,7 +59,7 @@ def exposed_ms(nbytes: float, ranks: int, pieces: int, backward_ms: float, links
 
 
 def choose_pieces(nbytes: float, ranks: int, backward_ms: float, links: Links) -> int:
-    """Return into how many pieces the gradient is cut so that the least of its reduction is
-    exposed; 1: in one piece, after the backward pass."""
+    """Return the number of pieces of the gradient with which the least of its reduction is exposed;
+    1: one piece, after the backward pass."""
     counts = range(1, MOST_PIECES + 1 if ranks > 1 else 2)
     return min(counts, key=lambda count: exposed_ms(nbytes, ranks, count, backward_ms, links))

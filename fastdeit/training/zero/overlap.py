@@ -1,10 +1,10 @@
 """The gradient reduced in pieces while the backward pass still runs.
 
-A piece has consecutive weights of the model. As soon as the backward pass has their gradients, they
-are copied into the flat buffers, and an asynchronous reduce for each rank that owns elements of the
-piece begins, as DeepSpeed's buckets do (0.19.8). The pieces are sent in a fixed order, that of the
-backward pass, so all ranks call the same collectives. The sums are those of one reduction at the
-end: on two ranks to the bit, on more a ring may add in another order.
+A piece has consecutive weights of the model. As soon as the backward pass has their gradients,
+these are copied into the flat buffers. Then an asynchronous reduce begins for each rank that owns
+elements of the piece, as with DeepSpeed's buckets (0.19.8). The pieces are sent in a fixed order,
+that of the backward pass, so all ranks call the same collectives. The sums are those of one
+reduction at the end: on two ranks to the bit, on more a ring may add in another order.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,8 +17,8 @@ from fastdeit.training.zero.flat import FlatLossModule
 from fastdeit.training.zero.gradients import FlatGradients
 
 SMALL = 1 / 16
-"""Groups smaller than this share of the largest one are reduced after the backward pass: their
-pieces would take no less than the latency of the links."""
+"""The share of the largest group below which a group is reduced after the backward pass: its pieces
+would take no less than the latency of the links."""
 
 
 class Piece(NamedTuple):
@@ -58,7 +58,7 @@ def split_by_owner(start: int, stop: int, elements: int) -> Iterator[tuple[int, 
 class OverlappedGradients(FlatGradients):
     """Gradients that are reduced while the backward pass runs; for several ranks.
 
-    pieces: of the gradient; the others as of `FlatGradients`.
+    pieces: their number; the other arguments as of `FlatGradients`.
     """
 
     overlaps = True
@@ -100,7 +100,7 @@ class OverlappedGradients(FlatGradients):
         return [Piece(leaves, [*self._segments(leaves)]) for leaves in chosen]
 
     def _segments(self, leaves: Iterable[int]) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield what the leaves have of the flat buffers, by owner."""
+        """Yield the ranges of the flat buffers that hold the leaves, each with its owner."""
         for whole in self.wholes:
             base, size = whole.data_ptr(), whole.element_size()
             views = [self._views[leaf] for leaf in leaves]
@@ -127,13 +127,14 @@ class OverlappedGradients(FlatGradients):
         self._arrived.clear()
 
     def _arrive(self, leaf: int, gradient: torch.Tensor) -> None:
-        """Note a weight's gradient; called by the backward pass."""
+        """Store a weight's gradient, and send the pieces that are whole; the backward pass calls
+        this."""
         if self._sending >= 0:
             self._arrived[leaf] = gradient.detach()
             self._send_whole_pieces()
 
     def _send_whole_pieces(self) -> None:
-        """Send the next pieces, in their order, as far as all their gradients are there."""
+        """Send the next pieces, in their order, up to the first one that still lacks a gradient."""
         while self._sent < len(self._pieces):
             piece = self._pieces[self._sent]
             if any(leaf not in self._arrived for leaf in piece.leaves):

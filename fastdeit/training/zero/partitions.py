@@ -1,17 +1,18 @@
-"""DeepSpeed's flat partitions by parameter name: the only file that uses DeepSpeed's privates.
+"""DeepSpeed's flat partitions by parameter name: the only file that uses DeepSpeed's private names.
 
-Every parameter group is one flat fp32 buffer (the master weights) of equal parts, one per rank;
-Adam's moments and our EMA have the same layout. At ZeRO 1 and 2 a group is one flat parameter
-(zero/flat.py), the model's parameters are slices of it, and a part may end within a slice; at
-ZeRO 3 every parameter is itself cut into equal pieces, the last one padded, and a rank's part holds
-its piece of each. Here they become plain dicts of full tensors by parameter name, and back, so that
-a checkpoint does not depend on stage or world size. Written against
+Every parameter group is one flat fp32 buffer (the master weights) of equal partitions, one per
+rank; Adam's moments and our EMA have the same layout. At ZeRO 1 and 2 a group is one flat parameter
+(zero/flat.py), the model's parameters are slices of it, and a partition may end within a slice; at
+ZeRO 3 every parameter is itself cut into equal pieces, the last one padded, and a rank's partition
+holds its piece of each. Here they become plain dicts of full tensors by parameter name, and back,
+so that a checkpoint does not depend on stage or world size. Written against
 deepspeed/runtime/zero/{stage_1_and_2,stage3}.py of 0.19.8; `open_partitions` fails at once if a
 later version lacks what it needs.
 
 DeepSpeed's public functions (`safe_get_full_fp32_param`, `safe_get_full_optimizer_state` and their
-setters) are not used: they communicate once a parameter, have no EMA, at ZeRO 1 and 2 find the
-moments of the first group only, and do not refresh the bf16 copies. The tests compare with them.
+setters) are not used. They communicate once for each parameter, have no EMA, and do not refresh the
+bf16 copies; at ZeRO 1 and 2 they find only the moments of the first group. The tests compare with
+them.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +30,7 @@ from fastdeit.training.zero.flat import ContiguousSlot
 
 @dataclass(frozen=True)
 class ShardedSlot:
-    """Place of a parameter that is cut into equal pieces, one in each rank's part (ZeRO 3)."""
+    """Place of a parameter that is cut into equal pieces, one in each rank's partition (ZeRO 3)."""
 
     name: str
     shape: torch.Size
@@ -37,17 +38,18 @@ class ShardedSlot:
     size: int
 
     def locate(self, rank: int, elements: int) -> slice:
-        """Return where the part of a rank has elements of the parameter, without padding; an empty
-        slice if it has none."""
+        """Return the place of the parameter's elements in the partition of a rank, without padding;
+        an empty slice if it has none."""
         count = min(self.size, max(0, self.shape.numel() - rank * self.size))
         return slice(self.offset, self.offset + count)
 
     def read(self, parts: torch.Tensor) -> torch.Tensor:
-        """Copy the parameter from all ranks' parts (ranks, elements)."""
+        """Return a copy of the parameter from all ranks' partitions (ranks, elements)."""
         return self._pieces(parts).flatten()[: self.shape.numel()].view(self.shape).clone()
 
     def write(self, parts: torch.Tensor, value: torch.Tensor) -> None:
-        """Write the parameter's `value` into all ranks' parts; the padding becomes zero."""
+        """Write the parameter's `value` into all ranks' partitions (ranks, elements); the padding
+        becomes zero."""
         pieces = self._pieces(parts)
         pieces.copy_(pad(value.flatten(), (0, pieces.numel() - value.numel())).view(pieces.shape))
 
@@ -56,8 +58,8 @@ class ShardedSlot:
 
 
 class Partitions(ABC):
-    """This rank's part of master weights and of the moments of Adam or LAMB, a flat fp32 tensor a
-    group."""
+    """This rank's partition of the master weights and of the moments of Adam or LAMB, a flat fp32
+    tensor for each group."""
 
     needed: tuple[str, ...]
     """Attributes of DeepSpeed's ZeRO optimizer that are used here."""
@@ -82,7 +84,7 @@ class Partitions(ABC):
 
     @abstractmethod
     def load_frozen(self, named: Mapping[str, torch.Tensor]) -> None:
-        """Set the model's weights that no group has, by name; a collective."""
+        """Set, from full tensors by name, the model's weights that no group has; a collective."""
 
     @abstractmethod
     def _update_model(self) -> None:
@@ -98,19 +100,19 @@ class Partitions(ABC):
 
     @property
     def masters(self) -> list[torch.Tensor]:
-        """Return the fp32 master weights, this rank's part, a flat tensor a group; the optimizer
-        changes them in place."""
+        """Return this rank's partition of the fp32 master weights, a flat tensor for each group;
+        the optimizer changes them in place."""
         return [group.data for group in self._groups]
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return torch's optimizer, whose parameters are this rank's parts."""
+        """Return torch's optimizer, whose parameters are this rank's partitions."""
         optimizer: torch.optim.Optimizer = self._zero.optimizer
         return optimizer
 
     def locate(self) -> dict[torch.Tensor, list[slice]]:
-        """Return where each flat tensor that this rank's optimizer steps has its parameters: a
-        slice for each of the group, in the same order on every rank."""
+        """Return the places of the parameters in each flat tensor of this rank's optimizer: a slice
+        for each parameter of the group, in the same order on every rank."""
         rank = dist.get_rank()
         return {
             group: [slot.locate(rank, group.numel()) for slot in slots]
@@ -131,7 +133,7 @@ class Partitions(ABC):
         return named
 
     def scatter(self, named: Mapping[str, torch.Tensor], flats: Sequence[torch.Tensor]) -> None:
-        """Write this rank's part of full tensors by parameter name into flat tensors with the
+        """Write this rank's partition of full tensors by parameter name into flat tensors with the
         layout of `masters`."""
         for slots, flat in zip(self._slots, flats, strict=True):
             parts = torch.zeros(dist.get_world_size(), flat.numel(), dtype=flat.dtype)
@@ -140,12 +142,14 @@ class Partitions(ABC):
             flat.copy_(parts[dist.get_rank()])
 
     def load(self, named: Mapping[str, torch.Tensor]) -> None:
-        """Set the master weights, and from them the model's own weights; a collective."""
+        """Set the master weights from full fp32 tensors by name, and from them the model's own
+        weights; a collective."""
         self.scatter(named, self.masters)
         self._update_model()
 
     def moments(self) -> tuple[int, list[torch.Tensor], list[torch.Tensor]]:
-        """Return the optimizer's step and this rank's two moments; zeros before the first step."""
+        """Return the optimizer's step and this rank's two moments, each as one flat fp32 tensor per
+        group; zeros before the first step."""
         self.create_moments()
         states = [self.optimizer.state[group] for group in self._groups]
         first = [state["exp_avg"] for state in states]
@@ -153,7 +157,7 @@ class Partitions(ABC):
         return int(states[0]["step"]), first, second
 
     def count_applied(self) -> int:
-        """Return how many steps have changed the weights; waits for the device."""
+        """Return the number of steps that have changed the weights; waits for the device."""
         return self.moments()[0]
 
     def create_moments(self) -> None:
@@ -177,21 +181,21 @@ class Partitions(ABC):
 
 
 class OptimizerPartitions(Partitions):
-    """Partitions at ZeRO 1 and 2: the model has whole weights, slices of one flat parameter a
-    group."""
+    """Partitions at ZeRO 1 and 2: the model has whole weights, slices of one flat parameter for
+    each group."""
 
     needed = ("update_lp_params", "bit16_groups_flat", "parallel_partitioned_bit16_groups")
     flats = "single_partition_of_fp32_groups"
 
     @property
     def weights(self) -> list[torch.Tensor]:
-        """The model's weights in the training precision, a flat tensor a group, padded to equal
-        parts."""
+        """Return the model's weights in the training precision, a flat tensor for each group,
+        padded to equal partitions."""
         return list(self._zero.bit16_groups_flat)
 
     @property
     def weight_parts(self) -> list[torch.Tensor]:
-        """Return this rank's parts of `weights`, views."""
+        """Return views of this rank's partitions of `weights`."""
         rank = dist.get_rank()
         return [parts[rank] for parts in self._zero.parallel_partitioned_bit16_groups]
 
@@ -210,8 +214,8 @@ class OptimizerPartitions(Partitions):
 
 
 class ModelPartitions(Partitions):
-    """Partitions at ZeRO 3: the model's weights are cut too, except for small ones, which every
-    rank keeps whole ("persistent")."""
+    """Partitions at ZeRO 3: the model's weights are cut too, except for small ones, which are whole
+    on every rank ("persistent")."""
 
     needed = (
         "fp16_groups",
@@ -239,7 +243,8 @@ class ModelPartitions(Partitions):
         gather = import_deepspeed().zero.GatheredParameters
         for name, value in named.items():
             weight = self._model.get_parameter(name)
-            # one at a time, as they may not fit together; rank 0 sends its value to the others
+            # one at a time, as all of them may not fit at once; rank 0 sends its value to the
+            # others
             with gather([weight], modifier_rank=0):
                 weight.data.copy_(value)
 
@@ -252,7 +257,7 @@ class ModelPartitions(Partitions):
         self._zero.checkpoint_event_epilogue()
 
     def after_skip(self) -> None:
-        # a skipped step leaves the persistent weights cut, and the next forward pass would fail
+        # after a skipped step the persistent weights are cut, and the next forward pass would fail
         # (0.19.8)
         self._zero.checkpoint_event_epilogue()
 

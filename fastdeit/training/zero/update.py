@@ -2,8 +2,8 @@
 
 `FlatUpdate` (zero/flat_update.py) is ours, for ZeRO 1 and 2: no launch for a single parameter, and
 no wait. `DeepSpeedUpdate` is DeepSpeed's own, for ZeRO 3, for an offloaded optimizer, and for a
-user's settings of DeepSpeed, whose monitors and profilers are part of its step. At ZeRO 1 and 2
-both compute the same.
+user's settings of DeepSpeed, whose monitors and profilers belong to its step. At ZeRO 1 and 2 both
+compute the same.
 """
 
 from abc import ABC, abstractmethod
@@ -19,18 +19,18 @@ from fastdeit.training.zero.partitions import Partitions
 
 
 class Update(ABC):
-    """Calls of a trainer in a step: `set_rates`; `backward` and `reduce` for each micro-batch;
-    `step`."""
+    """Interface of both ways. In a step a trainer calls `set_rates`; `backward` and `reduce` for
+    each micro-batch; `step`."""
 
     micro_steps: int
-    """Micro-batches of a step."""
+    """The number of micro-batches of a step."""
 
     skipped: torch.Tensor
-    """0-d fp32 on the device: 1.0 if the last step left weights and moments as they were, as a loss
-    or a gradient was not finite on any rank, else 0.0."""
+    """The flag of the last step, 0-d fp32 on the device: 1.0 if the step did not change weights and
+    moments, as a loss or a gradient was not finite on any rank, else 0.0."""
     grad_norm: torch.Tensor
-    """0-d fp32 on the device: of all ranks' gradient in the last step, before clipping; infinite if
-    it was skipped."""
+    """The norm of all ranks' gradient in the last step, before clipping, 0-d fp32 on the device;
+    infinite if the step was skipped."""
 
     @abstractmethod
     def set_rates(self, rates: Sequence[float]) -> None:
@@ -40,8 +40,8 @@ class Update(ABC):
     def backward(self, compute: Compute, number: int) -> torch.Tensor:
         """Run forward and backward of a micro-batch and add its gradient to this rank's.
 
-        number: of the micro-batch in its step, from 0; all from 1 on are treated alike. Returns
-        `LossParts` as fp32 (3,) on the device.
+        number: that of the micro-batch in its step, from 0; all from 1 on are treated alike.
+        Returns `LossParts` as fp32 (3,) on the device.
         """
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Update(ABC):
     def step(self, run: Run = run_eagerly) -> None:
         """Update weights and moments with the mean of the gradients; a collective.
 
-        run: calls the parts of it that are no collectives.
+        run: calls those functions in it that are no collectives.
         """
 
 

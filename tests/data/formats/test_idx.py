@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdeit.data.formats.idx import read_images
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.indexing import build_index
 from tests.support.decoding import decode_by_dali
@@ -129,6 +128,16 @@ def test_images_without_labels_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_gone_later_is_a_fault(tmp_path: Path) -> None:
     write_idx(tmp_path, "train", 12)
     index = build_index(tmp_path, "train")
-    read_images.cache_clear()
     (tmp_path / IMAGES).unlink()
     assert "cannot be read" in str(index.check(3))
+
+
+def test_an_exchanged_file_is_read_anew(tmp_path: Path) -> None:
+    write_idx(tmp_path, "train", 12)
+    before = build_index(tmp_path, "train")
+    first = before.read(0)
+    content = bytearray((tmp_path / IMAGES).read_bytes())
+    content[-3] ^= 255
+    (tmp_path / IMAGES).write_bytes(content)
+    after = build_index(tmp_path, "train")
+    assert after.read(11) != before.read(11) and after.read(0) == first

@@ -362,6 +362,13 @@ def test_a_path_with_a_zero_byte_is_refused(root: Path) -> None:
         build_index(root, "train")
 
 
+def test_a_long_value_that_is_no_path_is_shown_in_part(root: Path) -> None:
+    pixels = pa.array([[7] * 10_000])
+    pq.write_table(pa.table({"image": pixels, "label": [0]}), root / "train.parquet")
+    with pytest.raises(DataError, match=r"row 0: \[7, 7, .{1,100} is no path of an image"):
+        build_index(root, "train")
+
+
 def test_labels_that_begin_at_1_are_noted(root: Path) -> None:
     (root / "train.csv").write_text("pictures/0.png,1\npictures/1.png,2\n")
     (note,) = build_index(root, "train").notes

@@ -1,6 +1,6 @@
 """The two passes of PIL's resize: along the rows, then along the columns, rounded to bytes.
 
-The first pass works on transposed blocks of 64 rows, a pixel in one 32-bit word, so that both
+A pixel is one 32-bit word here. The first pass works on transposed blocks of 64 rows, so that both
 passes read memory in the direction of the vector registers, and sums stay in them. Source: Pillow
 12.3, src/libImaging/Resample.c.
 """
@@ -12,7 +12,7 @@ from fastdeit.data.augment.resize.weights import BITS, TAPS, find_range, round_u
 
 _BLOCK = 64  # rows
 _STRETCH = 16  # words of a vector register
-_FEW = 4  # as TAPS, of short sums
+_FEW = 4  # the TAPS of short sums
 _BYTE = np.uint32(255)
 _RED, _GREEN, _BLUE = np.uint32(0), np.uint32(8), np.uint32(16)  # bits to shift a channel by
 _HALF = np.int32(1 << (BITS - 1))
@@ -31,14 +31,14 @@ def _level(total):
 
 @inlined
 def _pixel(red, green, blue):
-    """Return the levels of three sums as a packed pixel."""
+    """Return the levels of three sums as one word."""
     green_blue = np.uint32(_level(green)) << _GREEN | np.uint32(_level(blue)) << _BLUE
     return np.uint32(_level(red)) | green_blue
 
 
 def _make_weigh(taps):
-    """Return a compiled function that computes output i of `taps` lines from `at` on: packed
-    pixels, uint32 (n,). The loop over a constant is unrolled, and the sums stay in registers."""
+    """Return a compiled function that computes output i, uint32 (n,), from `taps` lines that begin
+    at line `at`. The loop over a constant is unrolled, and the sums stay in registers."""
 
     @jit
     def weigh(lines, at, weights, i, out):
@@ -60,8 +60,8 @@ _weigh_taps = _make_weigh(TAPS)
 
 @jit
 def _add_taps(lines, at, weights, i, start, sums):
-    """Add `TAPS` lines from `at` on to the sums of output i, int32 (3, n); start: place of the
-    first weight."""
+    """Add `TAPS` lines that begin at line `at` to the sums of output i, int32 (3, n); start: place
+    of the first weight."""
     for x in range(lines.shape[1]):
         red, green, blue = sums[0, x], sums[1, x], sums[2, x]
         for j in range(TAPS):
@@ -83,10 +83,10 @@ def _weigh_many(lines, at, count, weights, i, sums, out):
 
 @jit
 def _weigh(lines, start, first, counts, weights, out):
-    """Compute m weighted sums of packed lines, uint32 (rows, n), as packed pixels, uint32 (m, n).
+    """Compute m weighted sums of lines, uint32 (rows, n), as pixels, uint32 (m, n).
 
-    start: place of the first line. Up to `TAPS` - 1 lines after the last are read, for weights of
-    zero.
+    start: the input that the first line is. Up to `TAPS` - 1 lines after the last are read, with
+    weights of zero.
     """
     sums = np.empty((3, lines.shape[1]), np.int32)
     for i in range(len(first)):
@@ -101,7 +101,7 @@ def _weigh(lines, start, first, counts, weights, out):
 
 @jit
 def _pack(line, out):
-    """Pack pixels, uint8 (n, 3), into words."""
+    """Write pixels, uint8 (n, 3), as words, uint32 (n,)."""
     for x in range(len(out)):
         out[x] = (
             np.uint32(line[x, 0]) | np.uint32(line[x, 1]) << _GREEN | np.uint32(line[x, 2]) << _BLUE
@@ -110,7 +110,7 @@ def _pack(line, out):
 
 @jit
 def _unpack(pixels, planes):
-    """Unpack pixels, uint32 (m, n or more), into planes, uint8 (3, m, n)."""
+    """Write the words of pixels, uint32 (m, n or more), to planes, uint8 (3, m, n)."""
     for y in range(planes.shape[1]):
         for x in range(planes.shape[2]):
             planes[0, y, x] = np.uint8(_channel(pixels[y, x], _RED))
@@ -130,12 +130,12 @@ def _transpose(lines, out):
 
 @jit
 def _along_rows(image, top, side, height, first, counts, weights, out):
-    """Do the first pass: packed out, uint32 (rows, n), from `height` rows of the image from `top`
-    on, whose inputs begin at column `side`; rows and n are multiples of `_STRETCH`."""
+    """Do the first pass: from `height` rows of the image, uint8, to out, uint32 (rows, n). They
+    begin at row `top`, and the inputs at column `side`; rows and n are multiples of `_STRETCH`."""
     left, right = find_range(first, counts)
     width = right - left
     block = np.zeros((_BLOCK, width), np.uint32)
-    # lines for weights of zero
+    # with lines for weights of zero
     columns = np.zeros((width + TAPS) * _BLOCK, np.uint32)
     results = np.zeros(out.shape[1] * _BLOCK, np.uint32)
     for start in range(0, len(out), _BLOCK):
@@ -151,8 +151,11 @@ def _along_rows(image, top, side, height, first, counts, weights, out):
 
 @jit
 def two_passes(image, region, height, width, rows, columns, number, out):
-    """Compute the pixels at `rows` x `columns` of the region resized to (height, width), into
-    planes, uint8 (3, rows, columns)."""
+    """Compute the pixels at `rows` x `columns` of the region resized to (height, width), as planes,
+    uint8 (3, rows, columns).
+
+    image: uint8 (h, w, 3); region: y, x, height, width; number: of the filter.
+    """
     y, x, in_height, in_width = region
     first, counts, weights = weigh_inputs(in_height, height, rows, number)
     top, bottom = find_range(first, counts)

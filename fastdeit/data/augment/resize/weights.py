@@ -13,11 +13,12 @@ FILTERS = ("bicubic", "bilinear", "lanczos", "hamming", "box")
 """Names of the filters, as timm and PIL have them, in the order of their numbers."""
 BICUBIC, _BILINEAR, _LANCZOS, _HAMMING, _BOX = range(len(FILTERS))
 SUPPORTS = (2.0, 1.0, 3.0, 1.0, 0.5)
-"""Half the width of each filter, in inputs; in outputs where the image grows smaller."""
+"""Half the width of each filter, in input pixels; in output pixels where the image is reduced."""
 BITS = 22
-"""32 less 8 for the byte and 2 for the sign and the overshoot."""
+"""The fractional bits of a weight: 32 less 8 for the byte and 2 for the sign and the overshoot."""
 TAPS = 8
-"""Inputs whose products are added without storing a sum: weights come in multiples of it."""
+"""The number of inputs whose products are added without storing a sum; the number of weights is a
+multiple of it."""
 # PIL writes them in single precision
 _HAMMING_0, _HAMMING_1 = float(np.float32(0.54)), float(np.float32(0.46))
 
@@ -68,15 +69,15 @@ def _kernel_at(number, x):
 
 @inlined
 def round_up(number, step):
-    """Return the next multiple of the step."""
+    """Return the smallest multiple of the step that is at least `number`."""
     return (number + step - 1) // step * step
 
 
 @jit
 def weigh_inputs(in_size, out_size, places, number):
-    """Return, for the n outputs at `places`, the first input of each, int64 (n,), how many inputs,
-    int64 (n,), and their weights by filter `number`, int32 (n, taps): then zeros up to a multiple
-    of `TAPS`."""
+    """Return, for the n outputs at `places`, the first input of each, int64 (n,), the number of its
+    inputs, int64 (n,), and their weights by filter `number`, int32 (n, taps), followed by zeros up
+    to a multiple of `TAPS`."""
     scale = in_size / out_size
     filter_scale = max(scale, 1.0)
     support = SUPPORTS[number] * filter_scale
@@ -103,7 +104,7 @@ def weigh_inputs(in_size, out_size, places, number):
 
 @jit
 def find_range(first, counts):
-    """Return the inputs that any output takes: the first, and the one after the last."""
+    """Return the range of the inputs of all outputs: the first, and the one after the last."""
     start, stop = first[0], 0
     for i in range(len(first)):
         start, stop = min(start, first[i]), max(stop, first[i] + counts[i])

@@ -1,4 +1,4 @@
-"""The window of a resized region, as planes, and its edges.
+"""A window of a resized region, S x S pixels as planes, and its edges.
 
 Source: Pillow 12.3, src/PIL/Image.py and src/libImaging/Resample.c.
 """
@@ -12,7 +12,7 @@ from fastdeit.data.augment.resize.weights import BICUBIC, find_range, weigh_inpu
 
 @jit
 def _places(start, count, size, backwards):
-    """Return the places start, start + 1, ... mirrored into 0..size - 1, int64 (count,); the
+    """Return the places start, start + 1, ... reflected into 0..size - 1, int64 (count,); the
     outermost is not repeated."""
     places = np.empty(count, np.int64)
     period = max(2 * (size - 1), 1)
@@ -36,7 +36,7 @@ def _interleaved(planes):
 @jit
 def _shorten(image, region, height, width, rows, columns, number):
     """Do the second pass first: return `rows` of the region resized to `height`, uint8 (rows, n,
-    3), and the place of the whole region in that."""
+    3), and y, x, height, width of the whole region in this image."""
     y, x, in_height, in_width = region
     first, counts, _ = weigh_inputs(in_width, width, columns, number)
     left, right = find_range(first, counts)
@@ -48,18 +48,19 @@ def _shorten(image, region, height, width, rows, columns, number):
 
 @jit
 def resize_window(image, region, window, flip, number, out):
-    """Compute the window (height, width, y, x) of the resized region, planes uint8 (3, S, S),
-    mirrored left to right if `flip`.
+    """Compute a window of the resized region, planes uint8 (3, S, S), mirrored left to right if
+    `flip`.
 
     image: uint8 (h, w, 3); region: four integers, y, x, height, width, which may reach beyond the
-    image where the filter reads nothing. The region is resized by filter `number` to (height,
-    width) and the S x S pixels from (y, x) on are kept; beyond its edges it is reflected.
+    image where the filter reads nothing; window: four integers, height, width, y, x. The region is
+    resized by filter `number` to (height, width), and the S x S pixels that begin at (y, x) are
+    computed; beyond its edges the region is reflected.
     """
     height, width = window[0], window[1]
     rows = _places(window[2], out.shape[1], height, False)
     columns = _places(window[3], out.shape[2], width, flip)
     if region[2] > 100 * region[3] and height < region[2]:
-        # Image.resize of Pillow 12 takes the columns first when an image is this tall
+        # Image.resize of Pillow 12 resizes along the columns first when an image is this tall
         image, region = _shorten(image, region, height, width, rows, columns, number)
         height = len(rows)
         rows = _places(0, height, height, False)
@@ -68,9 +69,9 @@ def resize_window(image, region, window, flip, number, out):
 
 @jit
 def fill_outside(window, colour, planes):
-    """Fill what lies beyond the edges of the resized image with a colour, int (3,).
+    """Fill the pixels beyond the edges of the resized image with a colour, int (3,).
 
-    window: as of `resize_window`, not mirrored; planes: uint8 (3, S, S).
+    window: as for `resize_window`, not mirrored; planes: uint8 (3, S, S).
     """
     height, width = planes.shape[1:]
     for y in range(height):

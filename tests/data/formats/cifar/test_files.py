@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdeit.data.formats.cifar.files import choose_cifar
+from fastdeit.data.formats.cifar.files import choose_cifar, find_cifar
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.index import Index
 from fastdeit.data.indexing import build_index
@@ -70,10 +70,25 @@ def test_a_table_that_was_stored_is_used_and_a_changed_file_is_seen(tmp_path: Pa
     assert build_index(root, "train").fingerprint() == before.fingerprint()
     file = root / "cifar-10-batches-bin" / "data_batch_1.bin"
     file.write_bytes(file.read_bytes()[: 3073 * 2])
-    from fastdeit.data.formats.cifar import files
-
-    files._read_file.cache_clear()
     assert len(build_index(root, "train")) == len(before) - PER_FILE + 2
+
+
+@pytest.mark.parametrize("place", ["folder", "archive"])
+def test_an_exchanged_file_is_read_anew(tmp_path: Path, place: str) -> None:
+    archive = "cifar-10-binary.tar.gz"
+    root = lay_out(tmp_path, archive, place)
+    before = build_index(root, "train")
+    first = before.read(0)
+    name = "cifar-10-batches-bin/data_batch_1.bin"
+    files = FORMS[archive] | {name: FORMS[archive][name][3073:]}
+    if place == "archive":
+        write_archive(root / archive, files)
+    else:
+        write_files(tmp_path, files)
+    after = build_index(root, "train")
+    assert after.labels.tolist() == before.labels.tolist()[1:]
+    assert after.read(0) == before.read(1)
+    assert before.read(0) == first, "what an index has opened stays"
 
 
 def test_binary_files_without_names_have_numbers_as_classes(tmp_path: Path) -> None:
@@ -90,6 +105,11 @@ def test_both_data_sets_in_a_folder_need_a_choice(tmp_path: Path) -> None:
     chosen = choose_cifar(tmp_path, "cifar100")
     assert list(build_index(chosen, "train").classes) == CLASSES100
     assert choose_cifar(chosen, "cifar100") == chosen
+
+
+def test_a_file_of_one_split_alone_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "train").write_bytes(b"a file of the user")
+    assert find_cifar(tmp_path, is_train=True) == ()
 
 
 def test_a_choice_of_what_is_not_there_fails(tmp_path: Path) -> None:

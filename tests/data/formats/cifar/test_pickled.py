@@ -26,6 +26,11 @@ def test_values_of_python_2_are_read() -> None:
     np.testing.assert_array_equal(content[b"data"], array)
 
 
+def test_an_array_in_the_order_of_fortran_has_its_values() -> None:
+    array = np.asfortranarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    np.testing.assert_array_equal(read_pickle(b"\x80\x02" + pickle_array(array) + b"."), array)
+
+
 def test_values_of_python_3_in_protocol_2_are_read() -> None:
     value: dict[str, object] = {"a": [1, 2.5, None, True], "b": ("x", (), (1, 2, 3)), "c": [[]] * 2}
     assert read_pickle(pickle.dumps(value, 2)) == value

@@ -1,6 +1,7 @@
 """The Parquet files of a split: where they are found, and which are refused before any is read."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,13 @@ def test_a_split_is_found_in_each_layout_of_the_hub(tmp_path: Path, name: str) -
     file = write_table(tmp_path / name, [ROW])
     found = find_split(tmp_path, "train")
     assert (found.kind, found.feeding, found.paths) == ("parquet", "parquet", (file,))
+
+
+def test_a_name_that_ends_in_that_of_a_split_is_of_another(tmp_path: Path) -> None:
+    for name in ("pretrain-0", "retrain_1", "train-0", "new_train-1", "trained-0"):
+        write_table(tmp_path / f"{name}.parquet", [ROW])
+    names = [file.name for file in find_split(tmp_path, "train").paths]
+    assert names == ["new_train-1.parquet", "train-0.parquet"]
 
 
 def test_a_pattern_names_the_files(tmp_path: Path) -> None:
@@ -102,6 +110,23 @@ def test_columns_are_those_that_datasets_describes(tmp_path: Path) -> None:
     schema = pa.schema([("id", pa.int64()), ("image", IMAGE), ("label", pa.int64())], describe())
     found = find_columns(tmp_path, schema)
     assert found == ("image.bytes", "image.path", "label", CLASSES)
+
+
+def test_the_fine_label_is_read_wherever_a_coarse_one_stands(tmp_path: Path) -> None:
+    names = ("coarse_label", "fine_label")
+    features = {name: {"_type": "ClassLabel", "names": [name]} for name in names}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for order in (names, names[::-1]):
+        labels = [(name, pa.int64()) for name in order]
+        found = find_columns(tmp_path, pa.schema([("image", IMAGE), *labels], metadata))
+        assert (found.label, found.classes) == ("fine_label", ("fine_label",))
+
+
+def test_a_described_label_wins_over_a_name(tmp_path: Path) -> None:
+    features = {"species": {"_type": "ClassLabel", "names": ["a"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    columns = [("image", IMAGE), ("class", pa.int64()), ("species", pa.int64())]
+    assert find_columns(tmp_path, pa.schema(columns, metadata)).label == "species"
 
 
 def test_plain_columns_are_found_by_their_types_and_names(tmp_path: Path) -> None:

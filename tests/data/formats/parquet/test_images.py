@@ -192,6 +192,32 @@ def test_an_exchanged_file_is_listed_again(tmp_path: Path) -> None:
     assert build_index(tmp_path, "train").fingerprint() != before
 
 
+def test_an_exchanged_file_is_read_anew(tmp_path: Path) -> None:
+    file = write_table(tmp_path / "train.parquet", make_rows(4))
+    assert build_index(tmp_path, "train").read(2) == jpeg(2)
+    write_table(file, make_rows(8)[4:])
+    assert build_index(tmp_path, "train").read(2) == jpeg(6)
+
+
+def test_a_file_with_fewer_rows_than_before_is_a_fault(tmp_path: Path) -> None:
+    file = write_table(tmp_path / "train.parquet", make_rows(70))
+    images = ParquetImages(file)
+    write_table(file, make_rows(40))
+    for row in (69, 50):
+        with pytest.raises(DataError, match=f"has no row {row} any more: was it replaced"):
+            images[row]
+    assert images[3].tobytes() == jpeg(3) and images[39].tobytes() == jpeg(39)
+
+
+@pytest.mark.parametrize("kind", [pa.large_binary(), pa.binary_view()], ids=str)
+def test_each_arrow_type_of_bytes_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+    """Also in a column whose name has a dot, as that of a field in a struct has."""
+    images = pa.array([jpeg(i) for i in range(3)], kind)
+    pq.write_table(pa.table({"my.image": images, "label": [0, 1, 0]}), tmp_path / "train.parquet")
+    index = build_index(tmp_path, "train")
+    assert [index.read(row) for row in range(3)] == [jpeg(row) for row in range(3)]
+
+
 def test_packed_shards_have_the_same_bytes_classes_and_labels(tmp_path: Path, hub: Path) -> None:
     source = build_index(hub, "train")
     summary = pack(make_job(hub, tmp_path / "out", encoding=COPY))
