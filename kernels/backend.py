@@ -20,7 +20,7 @@ _backend = "auto"
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Call the ops within with this backend; restore the previous backend at the end.
+    """Call the ops in this context with this backend; restore the previous backend at the end.
 
     Not thread-safe. Raises ValueError for an unknown name.
     """

@@ -197,7 +197,7 @@ def resize_triton(
     flip: torch.Tensor,
     size: int,
 ) -> torch.Tensor:
-    """Launch the kernels; arguments and result as `resize`. Takes a `packed` on the CPU under
+    """Launch the kernels; arguments and result as `resize`. Takes CPU tensors under
     TRITON_INTERPRET=1."""
     _check(packed, (start, stride, shape, window, flip), size)
     return _launch(packed, start, stride, shape, window, flip, size)

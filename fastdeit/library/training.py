@@ -225,8 +225,8 @@ def prepare_run(
 ) -> "tuple[Run, list[str]] | None":
     """Return a run at its next step, with notes for the user; None if it was finished before.
 
-    callbacks: added to those of --callback. Only the lock is written yet, and of URLs the data set
-    that was fetched and the working copy of the run. Raises ValueError for what cannot be used, and
+    callbacks: added to those of --callback. So far only the lock is written; for a URL also the
+    fetched data set, or the working copy of the run. Raises ValueError for what cannot be used, and
     StopAgreed. A collective.
     """
     supervisor, lock, mirror = guards

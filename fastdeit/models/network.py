@@ -70,7 +70,7 @@ def read_weight_file(source: str | Path, *, ema: bool = False) -> WeightFile:
     """Read what a source names (`locate_weights`), without a network, and what describes it.
 
     ema: the EMA beside the weights, in the same folder or file. Raises ValueError as `read_weights`
-    does, and for another config.json than an object; OSError.
+    does, or if config.json is no object; and OSError.
     """
     path = locate_weights(source, ema=ema)
     state, metadata = read_weights(path, ema=ema)

@@ -2,9 +2,9 @@
 
 A step of DeiT-S needs hundreds of launches, each of them some microseconds of host time; at 128
 images a GPU has done its work before the host has launched it. A recorded function reads its
-arguments from static tensors, into which a call copies what it is given. All else that it reads
-must be tensors whose memory is the same at each call; of a Python number the present value is
-recorded.
+arguments from static tensors, into which a call copies what it is given. Everything else that it
+reads must be a tensor whose memory is the same at each call; a Python number is recorded with its
+present value.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 The state follows from the number of parameters, ZeRO's stage and the ranks; activations and
 gradients of a micro-batch from one pass on torch's meta device (usage.py). The memory that the CUDA
-context, NCCL and DALI allocate without torch is not in it.
+context, NCCL and DALI allocate outside of torch is not in it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

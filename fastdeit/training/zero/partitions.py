@@ -84,7 +84,7 @@ class Partitions(ABC):
 
     @abstractmethod
     def load_frozen(self, named: Mapping[str, torch.Tensor]) -> None:
-        """Set the model's weights that no group has from full tensors by name; a collective."""
+        """Set, from full tensors by name, the model's weights that no group has; a collective."""
 
     @abstractmethod
     def _update_model(self) -> None:
@@ -148,7 +148,7 @@ class Partitions(ABC):
         self._update_model()
 
     def moments(self) -> tuple[int, list[torch.Tensor], list[torch.Tensor]]:
-        """Return the optimizer's step and this rank's two moments, each a flat fp32 tensor for each
+        """Return the optimizer's step and this rank's two moments, each as one flat fp32 tensor per
         group; zeros before the first step."""
         self.create_moments()
         states = [self.optimizer.state[group] for group in self._groups]
