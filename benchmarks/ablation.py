@@ -103,6 +103,7 @@ def run_seed(folder: Path, seed: int, flags: Sequence[str], launcher: str, out: 
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Return the flags of this benchmark, and all others, for the trainings."""
     parser = harness.make_parser(__doc__)
     harness.add_out(parser)
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"), help="of the runs")

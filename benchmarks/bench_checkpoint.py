@@ -107,6 +107,7 @@ def beside_training(
 
 
 def measure(name: str, world: World, root: Path, rounds: int) -> dict[str, float]:
+    """Return the measured columns of a model, medians over the rounds."""
     trainer = make_trainer(name, world)
     batch = make_batch(trainer, world.device)
     trainer.train_step([batch])  # Adam's moments come with the first step

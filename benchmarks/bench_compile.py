@@ -92,6 +92,7 @@ class Variant:
 
 
 def bench(student: str, size: int, batch: int, world: World) -> list[harness.Row]:
+    """Compare the losses of both variants, then return their rows."""
     names = {"off": "without a compiler", "on": "compiled"}
     pair = [Variant(configure(student, size, batch, setting), world) for setting in names]
     losses = [torch.tensor(variant.losses) for variant in pair]

@@ -50,6 +50,7 @@ class Counts(NamedTuple):
 
 
 def count_step(form: Form, world: World) -> Counts:
+    """Return the counts of one step of a form, after `WARM_UP` steps."""
     config = make_config(
         "toy",
         form.accumulate * MICRO_BATCH,

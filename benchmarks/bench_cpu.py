@@ -38,6 +38,8 @@ STEPS = 3
 
 
 class Case(NamedTuple):
+    """A student, its batch, its precision, and the threads of torch."""
+
     student: str
     batch: int
     dtype: str
@@ -96,6 +98,7 @@ def cpu_ms(action: Callable[[], object]) -> float:
 
 
 def measure(case: Case, world: World, rounds: int) -> harness.Row:
+    """Return the measured columns of a case, medians over the rounds."""
     torch.set_num_threads(case.threads)
     config = make_config(case.student, case.batch, precision=case.dtype)
     batch = make_batch(case.batch, world.device, config.data.input_size, config.model.depth or 12)

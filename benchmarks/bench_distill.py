@@ -29,6 +29,9 @@ SETTING = {"smoothing": 0.1, "alpha": 0.5, "tau": 3.0, "legacy": True}
 
 @dataclass(frozen=True)
 class Inputs:
+    """The inputs of a loss: logits (B, K) of both heads, int64 labels and fp32 lam (B,), and the
+    teacher's classes or logits, by the kind."""
+
     cls_logits: torch.Tensor
     dist_logits: torch.Tensor
     labels: torch.Tensor

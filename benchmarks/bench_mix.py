@@ -35,6 +35,7 @@ Run = Callable[[], tuple[torch.Tensor, ...]]
 def make_inputs(
     shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float16
 ) -> Inputs:
+    """Return random images of this shape, lam and boxes; every second pair uses CutMix."""
     batch, _, height, width = shape
     images = torch.randn(shape, dtype=dtype, device=device)
     lam = torch.rand(batch // 2).repeat_interleave(2)

@@ -60,6 +60,7 @@ def vary(batch: Batch, step: int) -> Batch:
 
 
 def train(implementation: str, student: str, size: int, world: World) -> Trained:
+    """Train `STEPS` steps of a student, as a row of bench_engine does; return the results."""
     impl = IMPLEMENTATIONS[implementation]
     config = make_config(student, size, **impl.changes)
     trainer = make_trainer(config, world)

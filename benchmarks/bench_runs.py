@@ -33,7 +33,7 @@ from fastdeit.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 END_TO_END = {"native-mixed": 2, "exact-cpu": 1, "exact-cpu-gpu": 1, "native-hardware": 1}
-"""How often a run of DeiT-S is started, by its name: backend and decoder, and `gpu` if the exact
+"""The number of starts of a run of DeiT-S, by its name: backend and decoder, and `gpu` if the exact
 backend augments there."""
 WARM_UP = 2
 """The number of lines of a start that are excluded from images_per_s."""

@@ -140,6 +140,7 @@ class Setup:
         cached_teacher: CachedTeacher | None,
         teacher: Callable[[torch.Tensor], torch.Tensor] | None,
     ) -> Variant:
+        """Return a way to train, with its own student and loader."""
         model, _ = build_model(self.config, self.index.classes)
         rates: Any = model.drop_path_rates
         loader = build_train_loader(

@@ -130,6 +130,7 @@ def agreement(logits: torch.Tensor, exact: torch.Tensor) -> float:
 def bench(
     name: str, size: int, batch: int, device: torch.device, forms: list[Form]
 ) -> list[harness.Row]:
+    """Compare the decisions of the forms, then return the rows of one teacher."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     images = torch.randn(batch, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)

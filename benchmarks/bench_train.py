@@ -260,6 +260,7 @@ def gap_rows(batch: int, index: Index, world: World, rounds: int) -> list[harnes
 
 
 def measure_all(args: argparse.Namespace, world: World, folder: Path) -> list[harness.Row]:
+    """Measure every case until the time limit, and return all rows; folder: for the images."""
     write_images(folder / "large", 32, links=64)
     write_images(folder / "small", 16, links=400, size=(64, 48))
     small, large = (build_index(folder / name, "train", check="headers") for name in SIZES)
