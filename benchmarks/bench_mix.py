@@ -26,7 +26,7 @@ SHAPES = {"cuda": [(256, 3, 224, 224), (1024, 3, 224, 224)], "cpu": [(16, 3, 64,
 CLASSES = 1000
 PATCH = 16
 MODES = {"mix": 1, "mix_patches": 1, "mix_both": 2}
-"""Mode → number of copies of the images that it writes."""
+"""The number of copies of the images that a mode writes."""
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Run = Callable[[], tuple[torch.Tensor, ...]]
@@ -148,7 +148,7 @@ def peers(images: torch.Tensor, mode: str) -> dict[str, Run]:
 def bench(
     mode: str, shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float
 ) -> list[harness.Row]:
-    """Compare all but the peers with the reference, then return the rows of one shape."""
+    """Compare all except the peers with the reference, then return the rows of one shape."""
     inputs = make_inputs(shape, device)
     runs = implementations(inputs, mode)
     expected = runs["reference"]()

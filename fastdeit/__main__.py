@@ -44,7 +44,7 @@ def cache(argv: Sequence[str]) -> int:
 
 
 def preview(argv: Sequence[str]) -> int:
-    """draw what the model will see of chosen samples"""
+    """draw chosen samples as the model will see them"""
     with pause_collection():
         from fastdeit.commands.data.preview import preview_command
 
@@ -179,6 +179,7 @@ _ALL = (
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     command.__name__: command for command in _ALL
 }
+"""The commands by name."""
 
 
 def main() -> int:

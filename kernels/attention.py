@@ -37,8 +37,11 @@ from fastdeit.kernels.operators import operator
 logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes that the kernels take."""
 HEAD_DIMS = (32, 64, 96, 128)
+"""The sizes D of a head that the kernels take."""
 MAX_TOKENS = 1024
+"""The largest number of tokens that the kernels take."""
 _FORMS = {"blocks": launch_blocks, "resident": launch_resident}
 _warned: set[str] = set()
 
@@ -58,8 +61,8 @@ def attention_reference(qkv: torch.Tensor) -> torch.Tensor:
 def attention_weights_reference(
     qkv: torch.Tensor, heads: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the output of `attention_reference`, and the fp32 softmax of the heads, as
-    `attention_weights` does."""
+    """Return the output of `attention_reference` and the softmax of the heads in plain torch;
+    arguments and result as `attention_weights`."""
     chosen = qkv[:, :, :, list(heads)].float()
     q, k, _ = chosen.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, len(heads), N, D)
     weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
@@ -164,7 +167,7 @@ def attention_weights_triton(
 
 @torch.compiler.assume_constant_result
 def _warn_once(reason: str) -> None:
-    """Warn why attention takes the slower path; under torch.compile, once a trace."""
+    """Warn why attention takes the slower path; under torch.compile, once for each trace."""
     if reason not in _warned:
         _warned.add(reason)
         logger.warning(

@@ -1,11 +1,11 @@
 """Operations of an augmentation on resized crops: RandAugment's fifteen, grey and Gaussian blur,
-with the same bits as PIL and timm: for a batch on a GPU what fastdeit.data.augment.exact does for a
-sample on the CPU.
+with the same bits as PIL and timm. They do for a batch on a GPU what fastdeit.data.augment.exact
+does for a sample on the CPU.
 
-For each layer, where each image has its own operation: statistics (integers) of the images whose
-operation needs them, the tables of the operations that are tables, then one pass that looks up,
-blends, sharpens, warps or copies; Gaussian blur, where a layer may have it, adds six passes over
-the images that it blurs. The host reads nothing back from the device.
+In a layer each image has its own operation. A layer computes statistics (integers) of the images
+whose operation needs them, then the tables of the operations that are tables, then makes one pass
+that looks up, blends, sharpens, warps or copies; Gaussian blur, where a layer may have it, adds six
+passes over the images that it blurs. The host reads nothing back from the device.
 
 images: uint8 (B, H, W, 3), contiguous; ops: int32 (B, L); args: float64 (B, L, 2). Bytes per image
 and layer: reads 3·H·W, writes 3·H·W (0.3 MB at 224); statistics read the images again. Source:

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 import torch
 
 BACKENDS = ("auto", "reference", "triton")
+"""The names of the choices."""
 # a module global: torch.compile guards on it, and reading it costs an op nothing
 _backend = "auto"
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Call the ops within with this backend; restore the previous backend at the end.
+    """Call the ops in this context with this backend; restore the previous backend at the end.
 
     Not thread-safe. Raises ValueError for an unknown name.
     """

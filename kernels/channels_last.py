@@ -54,7 +54,7 @@ def store_channels_last(out_ptr, red, green, blue, start, SIZE: tl.constexpr, BL
 
 @triton.jit
 def load_channels_last(in_ptr, start, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """Return BLOCK pixels of three planes, from pixel `start` of an image of SIZE pixels on, out of
+    """Return BLOCK pixels of three planes, from pixel `start` of an image of SIZE pixels on, from
     channels-last memory; 0 beyond the image."""
     i = tl.arange(0, BLOCK)
     offs = (start + (i // 8) * 8) * 3 + i % 8

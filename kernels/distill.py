@@ -7,10 +7,10 @@ the distillation head.
     distill, hard = mean_b nll'(argmax_k teacher)
     distill, soft = tau² · mean_b KL(softmax(teacher / tau) ‖ softmax(dist / tau))
 
-Kind "none" has the base alone. The teacher's decision, its class, is not smoothed. legacy divides
+Kind "none" has only the base. The teacher's decision, its class, is not smoothed. legacy divides
 the soft form by K too, as deit's code does. A model with one head has both terms on it (the paper's
 table 3, "hard distillation" without the token): its logits are passed for both heads, and autograd
-adds the two gradients, which costs one more launch: reads 2·K, writes K values an image.
+adds the two gradients. That costs one more launch, which reads 2·K and writes K values per image.
 
 nll(k) = -log softmax(logits)[k]; the partner of row b is row b ^ 1. Kind "none" takes the mean of
 both heads' logits, so that every head has a gradient. The (B, K) target is never built: it has two
@@ -32,7 +32,9 @@ from fastdeit.kernels.backend import is_fused
 from fastdeit.kernels.distill_kernels.fused import counter_of, distill_triton
 
 KINDS = ("none", "soft", "hard")
+"""The kinds of distillation."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes of logits."""
 
 
 class LossParts(NamedTuple):

@@ -30,7 +30,9 @@ FORMS = {
 }
 """The ops that have several forms, with the names of the forms."""
 Version = tuple[int, int]
+"""Major and minor version of Triton."""
 Launch = dict[str, int]
+"""The constants and options of a launch, by name."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,6 +63,7 @@ def version_of(name: str) -> Version:
 
 
 TRITON = version_of(triton.__version__)
+"""The version of the installed Triton."""
 
 
 def find_launch(op: str, device: torch.device, *, bits: int = 16, D: int = 0, N: int = 0) -> Launch:
@@ -75,7 +78,7 @@ def find_launch(op: str, device: torch.device, *, bits: int = 16, D: int = 0, N:
 
 
 def find_form(op: str, device: torch.device, *, bits: int = 16, D: int = 0, N: int = 0) -> str:
-    """Return the name of the form, one of `FORMS[op]`, out of the row that `find_launch` would
+    """Return the name of the form, one of `FORMS[op]`, in the row that `find_launch` would
     choose."""
     return _find_row(op, arch(device), bits, D, N)["form"]
 

@@ -64,7 +64,8 @@ def mix_plainly(
     out_dtype: torch.dtype,
     channels_last: bool,
 ) -> torch.Tensor:
-    """Mix without a kernel, in the quickest way that gives the bits of `mix_reference`."""
+    """Mix without a kernel, in the quickest way that gives the bits of `mix_reference`; arguments
+    and result as there."""
     if lam.device.type != "cpu" or torch.compiler.is_compiling():
         return mix_reference(images, lam, box, out_dtype, channels_last)
     out = empty_images(shape_of(images), out_dtype, lam.device, channels_last)

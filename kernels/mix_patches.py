@@ -1,4 +1,4 @@
-"""Mix a batch of pairs as `mix` does, and cut the result into the patches that the student embeds.
+"""Mixup and CutMix as in mix.py, with the result cut into the patches that the student embeds.
 
 images, lam, box and the formula: kernels/mix.py. A patch has the elements (c, ph, pw) of a
 convolution's weight, so the patch embedding is one matrix product. A program reads a block of
@@ -29,6 +29,7 @@ from fastdeit.kernels.normalise import Pixels
 from fastdeit.kernels.operators import operator
 
 MAX_PATCH_SIZE = 32
+"""The largest side of a patch, in pixels."""
 
 
 def mix_patches_reference(

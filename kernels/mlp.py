@@ -5,10 +5,11 @@ which `add_norm` adds.
     dh = (dout·W2) · gelu'(h + b1),   dx = dh·W1,   dW1 = dhᵀ·x,   db1 = Σ dh,   dW2 = doutᵀ·g
 
 x, out: (..., D); W1: (H, D); b1: (H,); W2: (D, H); Σ is over all rows. x and h are saved for the
-backward, D + H elements a token, beside the parameters; g is not, but computed again in the pass
-that computes dh, from the same stored h and so with the same bits. So a block of DeiT (H = 4·D)
-saves 12·D elements a token instead of 16·D, at the price of one more write of H elements a token.
-What no gradient needs is not saved: only dW1 needs x, and only dx needs W1.
+backward, D + H elements for each token, in addition to the parameters; g is not, but computed again
+in the pass that computes dh, from the same stored h and so with the same bits. So a block of DeiT
+(H = 4·D) saves 12·D elements for each token instead of 16·D, at the price of one more write of H
+elements for each token. What no gradient needs is not saved: only dW1 needs x, and only dx needs
+W1.
 
 The rows "mlp_fwd" and "mlp_bwd" of the table of launches name a form: "separate", with the products
 of cuBLAS and GELU as a kernel between them (gelu.py), or "epilogue", with GELU in the epilogue of
@@ -27,12 +28,13 @@ from fastdeit.kernels.launch_configs import find_form
 from fastdeit.kernels.mlp_epilogue import mlp_bwd_triton, mlp_fwd_triton
 
 Gradient = torch.Tensor | None
+"""A gradient; None where none is needed."""
 
 
 def mlp_reference(
     x: torch.Tensor, weight1: torch.Tensor, bias1: torch.Tensor, weight2: torch.Tensor
 ) -> torch.Tensor:
-    """Apply both layers with torch, which saves g too."""
+    """Apply both layers with torch, which saves g too; arguments and result as `mlp`."""
     return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2)
 
 

@@ -12,8 +12,8 @@ gelu.py write 2 and read 1; mlp_bwd reads 1 and writes 2 (1 without g), where th
 
 Programs of one block of rows follow one another over all columns, so that x and dout come from L2
 after the first; the weights stay there. The epilogue handles the columns of a tile in PARTS groups,
-one after the other, so that few enough registers are used for two programs an SM: one computes the
-product while the other moves memory. Source: `fused_dense_gelu_dense` of flash-attention (BSD),
+one after the other, so that two programs have enough registers on a multiprocessor: one computes
+the product while the other moves memory. Source: `fused_dense_gelu_dense` of flash-attention (BSD),
 which has the tanh form of GELU in cuBLASLt's epilogue.
 """
 

@@ -25,14 +25,18 @@ from fastdeit.kernels.norm_bwd import add_norm_bwd_triton
 from fastdeit.kernels.operators import operator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes that the kernels take."""
 MAX_DIM = 4096
+"""The largest D that the kernels take."""
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""x_new, y, mean and rstd."""
 
 
 def norm_reference(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 ) -> torch.Tensor:
-    """Normalise the last dimension with torch, whose statistics are fp32 for every dtype of x."""
+    """Normalise the last dimension with torch, whose statistics are fp32 for every dtype of x;
+    arguments and result as `norm`."""
     if weight.dtype == x.dtype:
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     wide = torch.promote_types(x.dtype, torch.float32)

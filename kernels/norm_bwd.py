@@ -23,6 +23,7 @@ from fastdeit.kernels.row_sums import sum_partials
 Gradients = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]
+"""dx, dbranch, dweight, dbias, dgamma and dbranch_bias."""
 
 
 @triton.jit

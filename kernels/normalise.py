@@ -29,6 +29,7 @@ from fastdeit.kernels.operators import operator
 MODES = ("const", "rand", "pixel")
 """The kinds of filling of an erased box; timm's --remode."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes of the result."""
 
 
 class Pixels(NamedTuple):

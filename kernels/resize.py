@@ -6,9 +6,9 @@ the edges and mirrored where the plan says so. Two passes, along the rows, then 
 PIL takes the columns first in a crop over 100 times as high as wide that loses height.
 
 Three launches: the weights, the first pass, the second. The host knows the crops from the plan, so
-it sizes the buffers and reads nothing from the device. The device computes the weights: on the host
-torch takes 0.2 ms a crop for them, 300 times as long as for the table of crops that it copies to
-the device, and they would be 4 % more bytes to copy.
+it sizes the buffers and reads nothing from the device. The device computes the weights. On the host
+torch needs 0.2 ms for those of a crop, 300 times as long as for the crop's row in the table that is
+copied to the device, and 4 % more bytes would be copied.
 
 Bytes per crop of h x w: reads 3·h·w, writes and reads 3·h·S between the passes, writes 3·S², and 8
 bytes per weight. For RandomResizedCrop of ImageNet's mean image at 224 px: 0.73 MB, twice the least
@@ -197,7 +197,7 @@ def resize_triton(
     flip: torch.Tensor,
     size: int,
 ) -> torch.Tensor:
-    """Launch the kernels; arguments and result as `resize`. Takes a `packed` on the CPU under
+    """Launch the kernels; arguments and result as `resize`. Takes CPU tensors under
     TRITON_INTERPRET=1."""
     _check(packed, (start, stride, shape, window, flip), size)
     return _launch(packed, start, stride, shape, window, flip, size)

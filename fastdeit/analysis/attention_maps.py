@@ -31,7 +31,7 @@ class AttentionMaps(NamedTuple):
     """
 
     tokens: tuple[str, ...]
-    """CLS, and DIST if the model has it."""
+    """The names of the special tokens: CLS, and DIST if the model has it."""
     heads: torch.Tensor
     """The attention weights of the last layer, (B, T, H, h, w)."""
     rollout: torch.Tensor

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 LABELS = "labels"
-"""The right answers, as the first of the classifiers: what disagrees with them is the error."""
+"""The name of the right answers, which are the first of the classifiers: the disagreement with them
+is the error."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,13 @@ class Disagreement:
     """The percent of images that each pair of classifiers classifies differently."""
 
     names: tuple[str, ...]
-    """LABELS, then the classifiers by MODEL/HEAD."""
+    """The names: LABELS, then the classifiers by MODEL/HEAD."""
     percent: tuple[tuple[float, ...], ...]
-    """By name and name; symmetric, 0 on the diagonal."""
+    """The percent of each pair of names; symmetric, 0 on the diagonal."""
     images: int
 
     def between(self, one: str, other: str) -> float:
-        """Return the percent of a pair. Raises ValueError for a name that is not there."""
+        """Return the percent of a pair. Raises ValueError for an unknown name."""
         return self.percent[self.names.index(one)][self.names.index(other)]
 
 

@@ -19,7 +19,7 @@ class AttentionDistance:
     """The mean attention distance over images, in pixels."""
 
     layers: tuple[tuple[float, ...], ...]
-    """By layer, then by attention head, in the order of the model."""
+    """The distances by layer, then by attention head, in the order of the model."""
     uniform: float
     """The distance of a head that reads all patches alike."""
 

@@ -142,7 +142,7 @@ def _find_share(args: Mapping[str, Any]) -> float:
 
 
 def _read_samples(args: Mapping[str, Any]) -> Iterator[tuple[str, Finding]]:
-    """Yield the findings of the plan that these arguments describe, as far as they are there."""
+    """Yield the findings of the plan that these arguments describe, as far as they exist."""
     with contextlib.suppress(ValueError, TypeError):
         found = read_plan(_build_spec(args))
         if _number(args, "reprob") is not None and _text(args, "remode"):

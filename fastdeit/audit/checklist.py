@@ -240,3 +240,4 @@ CHECKLIST = (
         "--opt adamw --clip-grad None",
     ),
 )
+"""The items of the checklist, in the order in which they are shown."""

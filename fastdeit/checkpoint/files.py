@@ -18,6 +18,7 @@ from fastdeit.storage.json_values import load_json
 from fastdeit.storage.tensor_files import write_tensors
 
 FORMAT = 1
+"""The format that is written, and the only one that is read."""
 JSON_LIMIT = 1 << 20
 """The largest size of manifest.json and of state.json, in bytes."""
 

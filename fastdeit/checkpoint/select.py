@@ -32,8 +32,8 @@ def find_checkpoint(
     named: the one to load (--resume), "" for the newest whole one of the run `folder`; layout: as
     `load_checkpoint` takes it; before: if given, only the run's own checkpoints of earlier steps
     are tried. Raises ValueError, the same on every rank, if the named one is not whole or does not
-    fit, if no checkpoint is whole, or if the newest was written by a later version, whose work an
-    older checkpoint would undo.
+    fit, or if no checkpoint is whole; also if the newest was written by a later version, whose work
+    would be lost with an older checkpoint.
     """
     candidates, is_named = on_rank0(lambda: _list_candidates(folder, named, before))
     damaged: list[str] = []

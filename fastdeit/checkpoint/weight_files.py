@@ -3,8 +3,8 @@ them.
 
 A weights file is a hard link to that of a checkpoint: it takes no further space, and remains when
 the checkpoint is removed. It is written as a file of its own where the disk has no links, or where
-the checkpoint describes its weights in other words (one of an earlier version, or from before a
-setting of the evaluation changed).
+the metadata in the checkpoint differ: it may be of an earlier version, or a setting of the
+evaluation has changed since.
 """
 
 import contextlib

@@ -63,8 +63,8 @@ class CheckpointWriter:
     def save(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
         """Start to save the tensors and JSON values, once the save before has ended. A collective.
 
-        The tensors must not change any more. Raises CheckpointError if too many saves in a row have
-        failed.
+        From now on the tensors must not change. Raises CheckpointError if too many saves in a row
+        have failed.
         """
         if self._rank == 0:
             self.finish()

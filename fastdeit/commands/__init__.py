@@ -1,1 +1,1 @@
-"""The commands: one file each; it parses its own flags and returns an exit code."""
+"""The commands, one file each, which parses the command's flags and returns an exit code."""

@@ -1,11 +1,11 @@
 """`fastdeit audit RUN|CHECKPOINT` and `fastdeit audit --recipe NAME`: DeiT's checklist, row by row.
 
-For each ingredient that the paper (arXiv 2012.12877) specifies: what the run, the recipe or the
-file has, as it is built or stored, whether that is equal, and the flag that changes it. CHECKPOINT
-is any weights of ours, of deit or timm. After --recipe NAME any flags of `fastdeit train` may
-follow: those of a run that is not started yet.
+For each setting that the paper (arXiv 2012.12877) specifies: the value of the run, the recipe or
+the file, whether it is equal, and the flag that changes it. CHECKPOINT is any weights of fastdeit,
+deit or timm. After --recipe NAME any flags of `fastdeit train` may follow: those of a run that is
+not started yet.
 
-Exit codes: 0; 1 with --strict if something differs; 2 for what cannot be read.
+Exit codes: 0; 1 with --strict if something differs; 2 for settings or weights that cannot be read.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import quote_words
 
 _SETTINGS = {"--recipe", "--config"}
-"""Flags that name settings, in place of a run or a file."""
+"""The flags that name settings instead of a run or a file."""
 
 _STATUSES: dict[Status, tuple[str, str]] = {
     "equal": ("equal", "green"),
     "differs": ("differs", "yellow"),
     "cannot be seen": ("not seen", "dim"),
 }
-"""The text and the style of each."""
+"""The text and the style of each status."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,16 @@ def _audit(argv: Sequence[str]) -> tuple[Audit, ResultOptions]:
 
 
 def _audit_flags(argv: Sequence[str]) -> tuple[Audit, ResultOptions]:
-    """Audit the settings of a command line of `fastdeit train`, with the flags of the result."""
+    """Audit the settings of a command line of `fastdeit train`; return also the flags of the
+    result."""
     result, flags = split_options(argv, ResultOptions, "fastdeit audit", __doc__ or "")
     config, _ = parse_config(flags, "fastdeit audit")
     return audit_settings(config, quote_words(*flags)), result
 
 
 def _check_subject(subject: str) -> None:
-    """Raise ValueError, naming what is allowed, for no subject or the name of a recipe."""
+    """Raise ValueError, which names what is allowed, for a missing subject or one that is a
+    recipe."""
     allowed = "given, or --recipe NAME"
     is_recipe = subject.replace("-", "_") in RECIPES
     if is_recipe:

@@ -5,7 +5,7 @@ fastdeit completion bash > ~/.local/share/bash-completion/completions/fastdeit
 fastdeit completion zsh > ~/.zsh/completions/_fastdeit    (a folder of $fpath)
 fastdeit completion fish > ~/.config/fish/completions/fastdeit.fish
 
-The script is complete in itself: at a key press nothing of fastdeit runs. Write it again after an
+The script needs nothing else: at a key press no code of fastdeit runs. Write it again after an
 upgrade.
 """
 
@@ -21,7 +21,7 @@ from fastdeit.commands.errors import one_line_errors
 from fastdeit.config.options import parse_options
 from fastdeit.display.terminal import Terminal
 
-# names of flags, and of what belongs to no flag
+# names of flags and places that take a file
 _FILES = set(
     "attention cache checkpoint class-map config data data-path deepspeed-config finetune image "
     "images output path predictions real-labels resume runs subject "
@@ -41,7 +41,7 @@ class CompletionOptions:
 def completion_command(argv: Sequence[str], summaries: Mapping[str, str]) -> int:
     """Run `fastdeit completion`; return 0.
 
-    summaries: command -> what it does, in a line. Exit with code 2 for an unknown shell.
+    summaries: one line on each command, by name. Exit with code 2 for an unknown shell.
     """
     with one_line_errors():
         options = parse_options(argv, CompletionOptions, "fastdeit completion", __doc__ or "")
@@ -50,7 +50,8 @@ def completion_command(argv: Sequence[str], summaries: Mapping[str, str]) -> int
 
 
 def write_script(shell: str, summaries: Mapping[str, str]) -> str:
-    """Return the script of a shell, made from the parsers of all commands."""
+    """Return the script of a shell, made from the parsers of all commands; summaries: one line on
+    each command, by name."""
     import shtab
 
     from fastdeit.commands.parsers import build_parser  # imports every command, and so torch
@@ -62,7 +63,7 @@ def write_script(shell: str, summaries: Mapping[str, str]) -> str:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif name in _FILES:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
-    # shtab 1.13 has zsh complete one word where several are accepted
+    # with shtab 1.13 zsh completes one word where several are accepted
     return re.sub(r'^  "\(\*\)::?', '  "*:', shtab.complete(parser, shell), flags=re.MULTILINE)
 
 

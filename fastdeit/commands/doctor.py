@@ -3,7 +3,7 @@
 fastdeit doctor [--data-path DATA] [--output-dir DIR] [--quick] [--json]
 
 Checks GPUs, driver, packages, compilers, network, file system, decoders and data set, each in a
-process of its own with a time limit, and then trains a small DeiT for ten seconds. Under a launcher
+separate process with a time limit, and then trains a small DeiT for ten seconds. Under a launcher
 (deepspeed --module fastdeit doctor; torchrun -m fastdeit doctor) it checks every rank.
 
 Exit codes: 0, also with warnings; 1: something is broken; 2: a mistake in the command line.
@@ -43,13 +43,13 @@ class DoctorOptions(Section):
     data_path: str = ""
     """The folder of a data set, whose images and disk are checked; empty: generated images."""
     train_split: str = "train"
-    """A name, a list, or a pattern of shards, as train's."""
+    """A name, a list, or a pattern of shards, as for train."""
     output_dir: str = "runs"
     """The folder that runs will be written to."""
     startup_limit: float = 120
     """Under a launcher: seconds that the other ranks may take to start."""
     quick: bool = False
-    """Skip what takes seconds: the speed of the disk, and the ten seconds of training."""
+    """Skip the checks that take seconds: the speed of the disk, and ten seconds of training."""
     json: bool = False
     """Print all findings as JSON."""
 
@@ -79,7 +79,8 @@ def doctor_command(argv: Sequence[str]) -> int:
 
 
 def _check_folders(options: DoctorOptions) -> None:
-    """Raise SettingError for a data set that is no folder, or an output folder that is a file."""
+    """Raise SettingError for a data set that is not a folder, or an output folder that is a
+    file."""
     for name in ("data_path", "output_dir"):
         path = getattr(options, name)
         require(answers(path), name, path, "on a file system that answers")
@@ -96,7 +97,7 @@ def _end(number: int, _: object) -> NoReturn:
 
 @contextlib.contextmanager
 def _clean_end(target: Target) -> Iterator[None]:
-    """Remove what the checks have written, however the block ends, also by SIGTERM."""
+    """Remove the files of the checks when the block ends, also by an error or SIGTERM."""
     before = signal.signal(signal.SIGTERM, _end)
     try:
         yield
@@ -121,7 +122,7 @@ def _examine_ranks(options: DoctorOptions, target: Target) -> int:
     rows = rank.examine(options.startup_limit)
     if rows is None:  # rank 0 reports
         return 0
-    if rank.number:  # it is cut off, and rank 0 has the output
+    if rank.number:  # rank 0 cannot be reached, and has the output
         options = dataclasses.replace(options, json=False)
         rows = [row for row in rows if row.finding.cure]
     terminal = Terminal(enabled=not options.json, stderr=rank.number > 0)
@@ -133,7 +134,7 @@ def _examine_ranks(options: DoctorOptions, target: Target) -> int:
 
 
 def _show(terminal: Terminal, row: Row) -> None:
-    """Print a finding, and below it what to change."""
+    """Print a finding, and below it the change that it asks for."""
     finding = row.finding
     terminal.say(finding.found, label=f"{finding.status:<15} {row.name:<{_WIDTH}} ")
     if finding.cure:

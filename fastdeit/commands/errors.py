@@ -12,10 +12,10 @@ from fastdeit.distributed.environment import is_alone
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Exit with code 2 and one line on stderr for a ValueError or a missing file inside.
+    """Exit with code 2 and one line on stderr for a ValueError or a missing file in the block.
 
-    Rank 0 prints an error that all ranks raise. A rank that raises one alone prints it and exits at
-    once; the launcher then ends the others.
+    Rank 0 prints an error that all ranks raise. A rank that raises an error alone prints it and
+    exits at once; the launcher then ends the others.
     """
     try:
         yield

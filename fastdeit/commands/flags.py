@@ -14,6 +14,7 @@ CHECKPOINT = tyro.conf.arg(
     "model with pretrained weights.",
 )
 Checkpoint = Annotated[tyro.conf.Positional[str], CHECKPOINT]
+"""The place of a command that names weights."""
 
 
 @dataclass(frozen=True)

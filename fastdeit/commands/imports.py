@@ -1,4 +1,4 @@
-"""Quick imports: what Python's garbage collector costs while a command loads its libraries."""
+"""Quick imports: a pause of Python's garbage collector while a command loads its libraries."""
 
 import contextlib
 import gc
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def pause_collection() -> Iterator[None]:
-    """Pause the garbage collector, which walks through all objects again and again while their
-    number grows: a quarter of the start of `fastdeit train`.
+    """Pause the garbage collector, which visits all objects repeatedly while their number grows:
+    that takes a quarter of the start of `fastdeit train`.
 
-    At the end what exists by then, mostly modules and functions, stays exempt (`gc.freeze`),
-    so that no later collection walks through it in the middle of training.
+    At the end, the objects that exist, mostly modules and functions, are excluded from later
+    collections (`gc.freeze`), which would visit them during training.
     """
     if not gc.isenabled():  # nested, or switched off by the caller
         yield

@@ -16,24 +16,25 @@ from fastdeit.storage.jsonl import to_strict_json
 
 _SUFFIXES = (".csv", ".json")
 Rows = Sequence[Mapping[str, Any]]
-"""Rows of a table: numbers, texts, or lists of these, by column; all have the same columns."""
+"""The rows of a table: numbers, texts, or lists of these, by column; all have the same columns."""
 
 
 def print_json(terminal: Terminal, value: Any) -> None:
-    """Print a value as one JSON text in ASCII. What JSON lacks is written as `to_strict_json` does.
+    """Print a value as one JSON text in ASCII, in the form of `to_strict_json`.
 
-    terminal: that of stdout; with --json a command prints nothing else there.
+    terminal: that of stdout, on which a command with --json prints nothing else.
     """
     terminal.say(_as_json(value))
 
 
 def check_table(path: str | Path, flag: str = "output") -> None:
-    """Raise ValueError, before any work, unless `write_table` can write to this path."""
+    """Raise ValueError, before any work is lost, unless `write_table` can write to this path."""
     check_file(path, _SUFFIXES, flag)
 
 
 def check_file(path: str | Path, suffixes: Sequence[str], flag: str) -> None:
-    """Raise ValueError, before any work, unless a file of such a suffix can be written here."""
+    """Raise ValueError, before any work is lost, unless this path has one of the suffixes and can
+    be written."""
     path = Path(path)
     allowed = f"a file that ends in {' or '.join(suffixes)}"
     require(path.suffix in suffixes, flag, str(path), allowed)

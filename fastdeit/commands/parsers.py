@@ -31,7 +31,7 @@ from fastdeit.config.recipes import RECIPES
 Parser = argparse.ArgumentParser
 
 _CHOICES = {"action": ["list", "show", "diff", *RECIPES], "recipe": list(RECIPES)}
-"""The kind of value that a flag or place accepts, where its type does not name it."""
+"""The values that a flag or place accepts, if its type does not name them."""
 
 PARSERS: dict[str, Callable[..., Any]] = {
     "analyse": AnalyseOptions,
@@ -57,17 +57,17 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "report": ReportOptions,
     "train": make_train_parser,
 }
-"""Command -> the dataclass of its flags, or a function that returns its parser."""
+"""The dataclass of a command's flags, or a function that returns its parser, by command."""
 
 TRAINS = ("audit", "cache build", "cache sample", "estimate", "preview", "recipes", "replay")
-"""Commands that accept the flags of train, too."""
+"""The commands that accept the flags of train, too."""
 
 
 def build_parser(summaries: Mapping[str, str]) -> Parser:
-    """Return a parser that has every command as a subcommand, with its flags; it only describes.
+    """Return a parser that describes every command as a subcommand, with its flags.
 
-    summaries: command -> what it does, in a line. Raises KeyError for a command without flags in
-    `PARSERS`.
+    summaries: one line on each command, by name. Raises KeyError for a command that `PARSERS` does
+    not have.
     """
     root = Parser(prog="fastdeit")
     root.add_argument("--version", action="version", help="print the versions")
@@ -85,7 +85,7 @@ def build_parser(summaries: Mapping[str, str]) -> Parser:
 
 
 def _add(commands: argparse._SubParsersAction, word: str, name: str, summary: str) -> None:
-    # of two flags of one name the command's own stays
+    # if two flags have one name, that of the command itself is used
     parser = commands.add_parser(word, help=_first_sentence(summary), conflict_handler="resolve")
     for source in [make_train_parser()] * (name in TRAINS) + [_make(name)]:
         for action in source._actions:
@@ -93,8 +93,8 @@ def _add(commands: argparse._SubParsersAction, word: str, name: str, summary: st
 
 
 def _copy(action: Any, parser: Parser) -> None:
-    """Add a flag or place of another parser; tyro's metavars have quotes and braces, which mean
-    something to a shell."""
+    """Add a flag or place of another parser, without tyro's metavars, whose quotes and braces have
+    a meaning in a shell."""
     names = action.option_strings or [action.dest]
     text = _first_sentence(action.help or "")
     if "--help" in names or action.help == argparse.SUPPRESS:

@@ -1,8 +1,9 @@
 """`fastdeit recipes`: the named starting points of a run.
 
-`list` prints each recipe in one line. `show NAME` prints the settings of one, as the file that
---config takes; with flags of fastdeit train, those of a run with them. `diff A B` prints what
-differs, and the flags that lead from A to B; each is a recipe, a run folder or a settings file.
+`list` prints each recipe in one line. `show NAME` prints the settings of one, as a file for
+--config; with flags of fastdeit train, the settings of a run with these flags. `diff A B` prints
+the differences, and the flags that change A to B; each is a recipe, a run folder or a settings
+file.
 
 Exit codes: 0; 2 for a recipe or a run that does not exist.
 """
@@ -48,7 +49,8 @@ class RecipesOptions:
 
 
 def recipes_command(argv: Sequence[str]) -> int:
-    """Run `fastdeit recipes`; return 0. Exit with code 2 for what does not exist."""
+    """Run `fastdeit recipes`; return 0. Exit with code 2 for a recipe or a file that does not
+    exist."""
     with one_line_errors():
         options, flags = split_options(argv, RecipesOptions, "fastdeit recipes", __doc__ or "")
         match options.action:
@@ -123,7 +125,8 @@ def _read(name: str) -> Config:
 
 
 def _list_differences(before: Config, after: Config) -> list[dict[str, Any]]:
-    """Return the fields that differ, in their order, with the flag that sets the second value."""
+    """Return the fields that differ, in the order of `Config`, with the flag that sets the second
+    value."""
     rows = []
     for section in dataclasses.fields(Config):
         then, now = (getattr(config, section.name) for config in (before, after))

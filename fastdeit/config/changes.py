@@ -1,4 +1,4 @@
-"""The settings that a command may change when its run folder holds a run, and the comparison of
+"""The settings that a command may change if its run folder holds a run, and the comparison of
 settings. docs/resume.md has the table."""
 
 import dataclasses
@@ -29,29 +29,31 @@ FORM = frozenset(
     _fields_of(CheckpointConfig) - {"resume"},
     *map(_fields_of, (HealthConfig, LimitConfig, TrackingConfig)),
 )
-"""Settings of how the work is done, and for how long: they decide neither samples nor results."""
+"""The settings of how the work is done, and for how long: they decide neither samples nor
+results."""
 
 SOURCES = frozenset(
     "data_path augment_backend decoder finetune teacher_model teacher_path "
     "pretrained_teacher teacher_mean teacher_std teacher_input_size cache".split()
 )
-"""Where an input comes from, or who reads it: the input itself must stay the same."""
+"""The settings of where an input comes from, or what reads it: the input itself must stay the
+same."""
 
 LATER = frozenset(
     "bad_images index_check cache_miss eval_input_size eval_crop_ratio eval_epochs resume".split()
 )
-"""Settings that take effect from the resumed step on."""
+"""The settings that take effect from the resumed step on."""
 
 ARCHITECTURE = frozenset(
     "model patch_size embed_dim depth num_heads qkv_bias init_values registers".split()
 )
-"""Settings that an empty --model leaves to the weights of --finetune."""
+"""The settings that the weights of --finetune decide if --model is empty."""
 
 MAY_CHANGE_ON_RESUME = FORM | SOURCES | LATER
-"""Fields of `Config` that may differ when a run is resumed or replayed; all others are fixed."""
+"""The fields of `Config` that may differ if a run is resumed or replayed; the others are fixed."""
 
 MAY_CHANGE_WHEN_FINISHED = FORM
-"""Fields that may differ from those of a finished run, which then shows its results."""
+"""The fields that may differ from those of a finished run, which then shows its results."""
 
 _WEIGHTS = ("finetune", "teacher_path")
 _PATHS = (*_WEIGHTS, "data_path", "cache", "resume")
@@ -59,7 +61,8 @@ _PATHS = (*_WEIGHTS, "data_path", "cache", "resume")
 
 def read_settings(path: Path, flag: str) -> Config:
     """Return the settings in a run's config.yaml; a field that an older version did not write has
-    its default. Raise ValueError, with a message of one line, OSError."""
+    its default. flag: the flag that named the run, for the errors. Raises ValueError, with a
+    message of one line, and OSError."""
     return config_from_dict(Config(), read_config_file(path, flag), f"{flag}: {path}")
 
 
@@ -72,12 +75,12 @@ def pick_settings(config: Config, fields: Set[str]) -> dict[str, dict[str, Any]]
 
 
 def list_values(config: Config) -> dict[str, Any]:
-    """Return the value of every field by its name, which no two sections share."""
+    """Return the value of every field, by name; no two sections have a field of the same name."""
     return {name: part[name] for part in config.to_dict().values() for name in part}
 
 
 def list_changes(then: Config, now: Config, may_change: Set[str]) -> list[str]:
-    """Return a line for each setting that is another one now, except those that may change."""
+    """Return a line for each setting that differs now, except those that may change."""
     before = list_values(then)
     start = _find_start(then.run.output_dir, now.run.output_dir)
     lines = []
@@ -88,8 +91,8 @@ def list_changes(then: Config, now: Config, may_change: Set[str]) -> list[str]:
 
 
 def _find_start(recorded: str, folder: str) -> Path:
-    """Return the working directory of a run's last start: where the --output-dir that it recorded
-    is its folder; the present one if there is none."""
+    """Return the working directory of a run's last start: the folder in which the recorded
+    --output-dir is the run folder; the present directory if there is none."""
     named = Path(os.path.normpath(recorded)).parts
     here = Path(os.path.abspath(folder)).parts
     is_below = here[-len(named) :] == named
@@ -97,8 +100,9 @@ def _find_start(recorded: str, folder: str) -> Path:
 
 
 def find_paths(then: Config, now: Config) -> Config:
-    """Return the settings `now`, with the relative paths that do not exist here as the paths of
-    where the run was started, if they exist there. then: the settings that the run recorded."""
+    """Return the settings `now`, in which a relative path that does not exist here is replaced by
+    that below the directory where the run was started, if it exists there. then: the settings that
+    the run recorded."""
     start = _find_start(then.run.output_dir, now.run.output_dir)
     sections = {
         section: {name: _find(part[name], start) for name in part.keys() & set(_PATHS)}
@@ -130,6 +134,6 @@ def _is_same(name: str, one: Any, other: Any, start: Path) -> bool:
 
 
 def _locate(name: str, path: str) -> Path:
-    """Return the absolute path that a setting names; of weights in a run folder, their file."""
+    """Return the absolute path that a setting names; for weights in a run folder, their file."""
     place = Path(path).resolve()
     return RunFolder(place).weights() if name in _WEIGHTS and os.path.isdir(place) else place

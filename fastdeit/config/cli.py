@@ -34,9 +34,9 @@ def parse_config(
 ) -> tuple[Config, str]:
     """Return the run's `Config` and the name of its recipe.
 
-    settings: fields by section that replace those of --config, as attempts.jsonl has them. Flags of
-    deit and timm are translated (`PEER_FLAGS`). Raises ValueError, with a message of one line, for
-    a flag, value, recipe or file that is not allowed. Rank 0 alone prints --help.
+    settings: fields, by section, that replace those of --config, as attempts.jsonl has them. Flags
+    of deit and timm are translated (`PEER_FLAGS`). Raises ValueError, with a message of one line,
+    for a flag, value, recipe or file that is not allowed. Rank 0 alone prints --help.
     """
     translated = translate_flags(expand_home(argv))
     check_flags(translated)
@@ -101,8 +101,8 @@ def _from_file(base: Config, path: str) -> Config:
 
 
 def check_callbacks(config: Config, argv: Sequence[str]) -> None:
-    """Raise ValueError for a callback that only a config file names: such a file may come from
-    anywhere."""
+    """Raise ValueError for a callback that only a config file names: it runs code, and such a file
+    may come from anywhere."""
     for name in config.tracking.callback:
         if name not in argv and f"--callback={name}" not in argv:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Settings as text for a reader: a recipe in one line, and all its fields with what they mean."""
+"""Settings as text for a reader: a recipe in one line, or all its fields with their meanings."""
 
 import ast
 import dataclasses
@@ -11,7 +11,7 @@ import yaml
 from fastdeit.config.schema import Config
 
 _COLUMNS = 78
-"""Of a comment."""
+"""The columns of a comment."""
 
 
 def describe_recipe(recipe: Callable[[], Config]) -> str:
@@ -21,9 +21,9 @@ def describe_recipe(recipe: Callable[[], Config]) -> str:
 
 
 def format_settings(config: Config, description: str, plan: str) -> str:
-    """Return settings as a YAML file that --config takes, each field under what it means.
+    """Return settings as the text of a YAML file for --config, each field under its meaning.
 
-    description: of the file, several lines; plan: in one line.
+    description: several lines for the beginning of the file; plan: the plan in one line.
     """
     lines = [f"# {line}".rstrip() for line in inspect.cleandoc(description).splitlines()]
     lines += ["#", f"# plan: {plan}"]

@@ -25,7 +25,7 @@ MOVED = {
     ("run", "max_rollbacks"): "health",
     ("run", "checksum_steps"): "health",
 }
-"""From the section and the field of an older file to the section that now has the field."""
+"""The section that now has a field, by its section and its name in an older file."""
 
 _PLAIN = {
     "bool": "true|True|TRUE|false|False|FALSE",
@@ -33,14 +33,14 @@ _PLAIN = {
     "float": r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)",
     "null": "~|null|Null|NULL|",
 }
-"""The values that are no text when they have no quotes. YAML 1.1, which PyYAML reads, has others,
-which YAML 1.2 reads in another way: there 010 is 8, 1:30:00 is 5400, and off is false."""
+"""The forms of values without quotes that are not text. YAML 1.1, which PyYAML reads, has others,
+which YAML 1.2 reads differently: in YAML 1.1 010 is 8, 1:30:00 is 5400, and off is false."""
 _SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A YAML loader without aliases, of which a short file can make billions of values, and without
-    a key that is there twice."""
+    """A YAML loader that refuses repeated keys, and aliases, with which a short file can make
+    billions of values."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -69,8 +69,8 @@ def read_config_file(path: Path, flag: str) -> dict[str, dict[str, Any]]:
     """Return the sections of a YAML file; a field of an older file is in its new section (`MOVED`).
 
     flag: the flag that named the file, for the errors. Raises ValueError, with a message of one
-    line, unless it is a mapping of mappings, of at most `MAX_BYTES`, without tags, aliases and a
-    key twice; OSError.
+    line, unless the file is a mapping of mappings, of at most `MAX_BYTES`, without tags, aliases
+    and repeated keys; OSError for a file that cannot be read.
     """
     try:
         values = yaml.load(read_bounded(path, MAX_BYTES), _PlainLoader)
@@ -91,7 +91,8 @@ def read_config_file(path: Path, flag: str) -> dict[str, dict[str, Any]]:
 
 
 def _move_fields(values: dict[str, dict[str, Any]], where: str) -> dict[str, dict[str, Any]]:
-    """Return the sections with the fields of an older file moved to their new sections."""
+    """Return the sections, with the fields of an older file in their new sections. Raises
+    ValueError for a field that is in both."""
     moved = {section: dict(fields) for section, fields in values.items()}
     for (old, name), new in MOVED.items():
         if name not in moved.get(old, {}):
@@ -104,10 +105,10 @@ def _move_fields(values: dict[str, dict[str, Any]], where: str) -> dict[str, dic
 
 
 def config_from_dict(base: Config, values: dict[str, dict[str, Any]], source: str) -> Config:
-    """Return `base` with the fields in `values` (of `Config.to_dict`, whole or in part) replaced.
+    """Return `base` with the fields of `values`, all or some of those in `Config.to_dict`, changed.
 
-    Raises ValueError naming `source`, the field and what is allowed, for an unknown section or
-    field or a wrong type.
+    Raises ValueError, which names `source`, the field and what is allowed, for an unknown section
+    or field or a wrong type.
     """
     known = [item.name for item in dataclasses.fields(base)]
     sections = {}
@@ -123,7 +124,8 @@ def config_from_dict(base: Config, values: dict[str, dict[str, Any]], source: st
 
 
 def _check(section: Any, key: str, value: Any, source: str) -> Any:
-    """Return a value as its field holds it. Raises ValueError for another field or type."""
+    """Return a value in the form of its field. Raises ValueError for an unknown field or a wrong
+    type."""
     types = {item.name: item.type for item in dataclasses.fields(section)}
     if key not in types:
         allowed = ", ".join(types)
@@ -137,8 +139,8 @@ def _check(section: Any, key: str, value: Any, source: str) -> Any:
 
 
 def _read_text(text: str, kind: Any) -> Any:
-    """Return what a text means in a field of that type: `1e-3`, which YAML 1.1 has as a text, is a
-    number, `on` is True, `~/` the home folder; any other text as it is."""
+    """Return the value of a text in a field of that type: `1e-3`, which is text in YAML 1.1, is a
+    number, `on` is True, `~/` the home folder; any other text is not changed."""
     if kind is str and text.startswith("~/"):
         return os.path.expanduser(text)
     if kind is float and re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+", text):
@@ -151,7 +153,7 @@ def _type_name(kind: Any) -> str:
 
 
 def _is_of_type(value: Any, kind: Any) -> bool:
-    """Return True if a value is of a field's type; a whole number is a float, too."""
+    """Return True if a value is of a field's type; a whole number is also a float."""
     inner = get_args(kind)
     if get_origin(kind) is Literal:
         # in Python True == 1 == 1.0

@@ -1,4 +1,4 @@
-"""The flags of a command line: which exist, which values they take, and those of a `Config`."""
+"""The flags of a command line: their names, the types of their values, and those of a `Config`."""
 
 import dataclasses
 import os
@@ -28,7 +28,8 @@ def own_flags() -> dict[str, Any]:
 
 
 def split_flags(argv: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each flag's name, with dashes, and its tokens as given; "" before the first flag."""
+    """Yield each flag's name, with dashes, and its tokens as given; the name is "" for the tokens
+    before the first flag."""
     name = ""
     tokens: list[str] = []
     for token in argv:
@@ -43,13 +44,14 @@ def split_flags(argv: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def values_of(tokens: Sequence[str]) -> list[str]:
-    """Return the values among the tokens of one flag: `--flag=value`, or what follows it."""
+    """Return the values among the tokens of one flag: those of `--flag=value`, or those after the
+    flag."""
     _, equals, value = tokens[0].partition("=")
     return [value, *tokens[1:]] if equals else list(tokens[1:])
 
 
 def check_flags(argv: Iterable[str]) -> None:
-    """Raise ValueError, naming what is allowed, for a flag of `fastdeit train` that does not exist
+    """Raise ValueError, which names what is allowed, for a flag that `fastdeit train` does not have
     and for values that are not of its type."""
     known = own_flags()
     lists: set[str] = set()
@@ -63,16 +65,16 @@ def check_flags(argv: Iterable[str]) -> None:
 
 
 def _check_once(name: str, seen: set[str]) -> None:
-    """Raise ValueError for a flag with a list that was seen before: the last list alone would be
-    read. Of a flag with one value the last one counts, as scripts append flags."""
+    """Raise ValueError for a flag with a list that is given twice, as only the last list would be
+    read. For a flag with one value, the last one is right, as scripts append flags."""
     if name in seen:
         raise ValueError(f"{name} must be given once, with all its values (got it twice)")
     seen.add(name)
 
 
 def check_flag(name: str, values: Sequence[str], known: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming what is allowed, for a flag that does not exist, or for values that
-    are not of its type; known: the type of every flag."""
+    """Raise ValueError, which names what is allowed, for a flag that does not exist, or for values
+    that are not of its type; known: the type of every flag."""
     if name not in known:
         raise ValueError(f"{name} is not a flag{suggest_near(name, known, cutoff=0.75)}")
     if not _are_of_type(values, known[name]):
@@ -81,7 +83,7 @@ def check_flag(name: str, values: Sequence[str], known: Mapping[str, Any]) -> No
 
 
 def count_values(kind: Any) -> int | None:
-    """Return how many values a flag of a type takes; None: all that follow it."""
+    """Return the number of values of a flag of this type; None: all that follow it."""
     if kind is bool:
         return 0
     if get_origin(kind) in (UnionType, Union):
@@ -144,8 +146,8 @@ def join_choices(choices: Iterable[str]) -> str:
 def format_train_command(config: Config, recipe: str, alone: bool) -> str:
     """Return the command that trains with these settings, as one line for a shell.
 
-    alone: in one process, without a launcher, which starts a file of a checkout or, outside of one,
-    the installed module.
+    alone: in one process, without a launcher. A launcher starts a file of the checkout or, outside
+    a checkout, the installed module.
     """
     entry = Path("fastdeit/train.py")
     launched = ["deepspeed", *([entry] if entry.is_file() else ["--module", "fastdeit", "train"])]
@@ -165,8 +167,8 @@ def format_replay_command(config: Config, folder: str, step: int) -> str:
 
 
 def list_flags(config: Config, recipe: str) -> list[str]:
-    """Return --recipe, and a flag for each setting that is not the recipe's: `parse_config` makes
-    an equal `Config` of them."""
+    """Return --recipe, and a flag for each setting that differs from the recipe's; from these
+    `parse_config` makes an equal `Config`."""
     base = find_recipe(recipe).replace(run={"output_dir": f"runs/{recipe}"})
     flags = [] if recipe == "deit" else ["--recipe", recipe]
     for section in dataclasses.fields(config):
@@ -192,8 +194,8 @@ def format_flag(field: str, value: Any) -> list[str]:
 
 
 def expand_home(argv: Sequence[str]) -> list[str]:
-    """Return a command line with `~/` at the beginning of a value replaced by the home folder,
-    which a shell does not do in `--output-dir=~/run`."""
+    """Return a command line in which `~/` at the beginning of a value is the home folder; a shell
+    does not replace it in `--output-dir=~/run`."""
     expanded = []
     for token in argv:
         name, mark, value = token.partition("=") if token.startswith("--") else ("", "", token)

@@ -1,6 +1,6 @@
-"""The flags of a command other than `train`: a frozen dataclass, of which tyro makes the flags.
+"""The flags of a command other than `train`: a frozen dataclass, from which tyro makes the flags.
 
-Its sections are the groups of --help, a field's docstring is its help. Every mistake is one line.
+Its sections are the groups of --help, a field's docstring is its help. Every error is one line.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from fastdeit.config.parse import Section, name_flag, require_value
 
 Options = TypeVar("Options")
 FLAT = (tyro.conf.OmitArgPrefixes,)
-"""tyro's marker by which flags carry no section's name."""
+"""tyro's marker for flags without the name of their section."""
 _HELP = {"--help": bool, "-h": bool}
 
 
@@ -33,10 +33,10 @@ class _Field(NamedTuple):
     name: str
     type: Any
     is_place: bool
-    """It takes what belongs to no flag."""
+    """Whether it takes values that belong to no flag."""
     is_required: bool
     aliases: Sequence[str]
-    """Other spellings of the flag, as -o."""
+    """Other names of the flag, as -o."""
     doc: str
 
 
@@ -44,9 +44,9 @@ def parse_options(argv: Sequence[str], kind: type[Options], prog: str, descripti
     """Return a command line as an instance of a frozen dataclass; its sections are checked.
 
     kind: a field is a section (a dataclass), a flag (with the aliases of `tyro.conf.arg`), or,
-    annotated with `tyro.conf.Positional`, what belongs to no flag. Raises ValueError, with a
-    message of one line, for a flag or a value that is not allowed, or missing. Only rank 0 prints
-    --help.
+    annotated with `tyro.conf.Positional`, a place: it takes values that belong to no flag. prog,
+    description: for --help, which rank 0 alone prints. Raises ValueError, with a message of one
+    line, for a flag or a value that is not allowed, or missing.
     """
     fields = list(_list_fields(kind))
     flags, places = _split(expand_home(argv), _list_flags(fields))
@@ -68,8 +68,8 @@ def parse_options(argv: Sequence[str], kind: type[Options], prog: str, descripti
 
 
 def make_parser(kind: type) -> argparse.ArgumentParser:
-    """Return a parser with the flags and places of a frozen dataclass, and of its sections, to
-    describe them; it checks choices alone."""
+    """Return a parser that describes the flags and places of a frozen dataclass, and of its
+    sections; it checks choices alone."""
     parser = argparse.ArgumentParser(add_help=False)
     for field in _list_fields(kind):
         flags = [*field.aliases, name_flag(field.name)]
@@ -84,7 +84,7 @@ def make_parser(kind: type) -> argparse.ArgumentParser:
 
 
 def _count(field: _Field) -> int | str | None:
-    """Return the number of values of a flag or place, as argparse names it."""
+    """Return the number of values of a flag or place, in the form of argparse's `nargs`."""
     may_lack = field.is_place and not field.is_required
     count = count_values(field.type)
     if count is None:
@@ -95,7 +95,7 @@ def _count(field: _Field) -> int | str | None:
 
 
 def _list_choices(kind: Any) -> list[str]:
-    """Return the words that a type names, none if it allows others."""
+    """Return the words that a type allows; none if it is not a list of words."""
     if get_origin(kind) is Literal:
         return [str(choice) for choice in get_args(kind)]
     if get_origin(kind) in (UnionType, Union):  # of something and None
@@ -123,10 +123,10 @@ def _list_fields(kind: Any) -> Iterator[_Field]:
 def split_options(
     argv: Sequence[str], kind: type[Options], prog: str, description: str
 ) -> tuple[Options, list[str]]:
-    """Return the flags and places of `kind` among those of a command line, as `parse_options`, and
-    all other flags with their values, as those of `fastdeit train`."""
+    """Return the flags and places of `kind` in a command line, as `parse_options` does, and all
+    other flags with their values, such as those of `fastdeit train`."""
     fields = list(_list_fields(kind))
-    # what stands before the first flag
+    # the values before the first flag
     before = {""} if any(field.is_place for field in fields) else set()
     own = before | set(_list_flags(fields))
     parts = list(split_flags(argv))
@@ -147,8 +147,8 @@ def _list_flags(fields: Sequence[_Field]) -> dict[str, Any]:
 
 
 def _split(argv: Sequence[str], known: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the flags with their values, which are checked, and what belongs to no flag; after
-    `--` nothing is a flag."""
+    """Return the flags with their values, and the values that belong to no flag; check the flags.
+    After `--` nothing is a flag. Raises ValueError as `check_flag`."""
     cut = list(argv).index("--") if "--" in argv else len(argv)
     own = argv[:cut]
     rest = argv[cut + 1 :]
@@ -160,7 +160,7 @@ def _split(argv: Sequence[str], known: Mapping[str, Any]) -> tuple[list[str], li
             continue
         values = values_of(tokens)
         count = count_values(known[name]) if name in known else None
-        # --flag=value takes no further one
+        # --flag=value takes no further value
         used = values if count is None else values[: 1 if "=" in tokens[0] else count]
         check_flag(name, used, known)
         flags += [name, *used]

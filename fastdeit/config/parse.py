@@ -1,4 +1,4 @@
-"""Names of flags, values that a flag holds as text, and the error for a value that is refused."""
+"""Names of flags, values that a flag has as text, and the error for a value that is refused."""
 
 import csv
 import math
@@ -9,7 +9,7 @@ from typing import Any
 from fastdeit.storage.urls import has_secret, hide_credentials
 
 ARCHIVES = ("torchscript", "export")
-"""Kinds of --teacher-model whose file is a recorded program."""
+"""The kinds of --teacher-model whose file is a recorded program."""
 
 MAX_TEACHER_SIZE = 2048
 """The largest image side in pixels that a teacher may have."""
@@ -40,10 +40,10 @@ def split_values(flag: str, text: str) -> list[str]:
 
 
 def pair_teachers(models: str, paths: str) -> list[tuple[str, str]]:
-    """Return the name and the path of each teacher of --teacher-model and --teacher-path; the path
-    of a single one as it is, "" for each where no path is given.
+    """Return the name and the path of each teacher of --teacher-model and --teacher-path. The path
+    of a single teacher is not split; without paths, each is "".
 
-    Raises SettingError for another number of paths.
+    Raises SettingError if the numbers of teachers and paths differ.
     """
     names = split_values("teacher_model", models)
     if len(names) == 1:
@@ -55,17 +55,17 @@ def pair_teachers(models: str, paths: str) -> list[tuple[str, str]]:
 
 
 def join_values(values: Sequence[str]) -> str:
-    """Return values as the text that `split_values` takes."""
+    """Return values as one text, which `split_values` reads."""
     quoted = ['"' + value.replace('"', '""') + '"' for value in values]
     pairs = zip(values, quoted, strict=True)
     return ",".join(quote if set(value) & set(',"') else value for value, quote in pairs)
 
 
 class SettingError(ValueError):
-    """A value that is not allowed. Attributes: name, value, allowed.
+    """The error of a value that is not allowed. Attributes: name, value, allowed.
 
-    Its text names the flag, as on the command line: "--batch-size must be 2 or more (got 1)"; a
-    function that `import fastdeit` offers names the argument instead (library/errors.py).
+    Its text names the flag, as on the command line: "--batch-size must be 2 or more (got 1)"; the
+    functions of `import fastdeit` name the argument instead (library/errors.py).
     """
 
     def __init__(self, text: str, name: str = "", value: object = None, allowed: str = "") -> None:
@@ -76,13 +76,13 @@ class SettingError(ValueError):
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
-    """Raise SettingError naming the flag of `name`, what it must be, and its value, unless `ok`."""
+    """Raise SettingError, with the flag of `name`, what is allowed, and the value, unless `ok`."""
     _require(ok, name, name_flag(name), value, allowed)
 
 
 def require_value(ok: bool, name: str, value: object, allowed: str) -> None:
-    """Raise SettingError naming what it must be, and its value, unless `ok`; for what is no
-    flag."""
+    """Raise SettingError, with `name`, what is allowed, and the value, unless `ok`; for a value
+    that has no flag."""
     _require(ok, name, name, value, allowed)
 
 
@@ -93,16 +93,16 @@ def _require(ok: bool, name: str, label: str, value: object, allowed: str) -> No
 
 
 def refuse_credentials(name: str, url: str) -> None:
-    """Raise SettingError, without them, for a URL with a password or a signature: a setting is
-    printed and stored."""
+    """Raise SettingError for a URL with a user, a password or a query, as a setting is printed and
+    stored; the message does not have them."""
     shown = hide_credentials(url)
     allowed = "without user, password and query in a URL; fastdeit fetch takes them"
     require(url == shown, name, f"{shown} with them", allowed)
 
 
 def refuse_secret(name: str, source: str) -> None:
-    """Raise SettingError, without it, for weights at a URL that has a password, a signature or a
-    token: a setting is printed and stored."""
+    """Raise SettingError for weights at a URL with a password, a signature or a token, as a setting
+    is printed and stored; the message does not have it."""
     allowed = "without a password or a token in a URL; download that file, and name it"
     require(not has_secret(source), name, f"{hide_credentials(source)} with one", allowed)
 
@@ -151,7 +151,8 @@ class Section:
 def parse_rand_augment(aa: str) -> dict[str, Any]:
     """Return the `ra_*` fields of `PlanSpec` for a RandAugment string of timm.
 
-    Source: timm, data/auto_augment.py, rand_augment_transform. Raises ValueError for any other.
+    Source: timm, data/auto_augment.py, rand_augment_transform. Raises ValueError for another
+    string.
     """
     allowed = "none, 3a, or as rand-m9-mstd0.5-inc1 (sections m, n, mstd, mmax, p, and inc1)"
     name, *sections = aa.split("-")

@@ -1,5 +1,5 @@
-"""The flags of deit's main.py and timm's train.py that fastdeit lacks under the same name, and
-what each of them means here.
+"""The flags of deit's main.py and timm's train.py whose names are no flags of fastdeit, and the
+meaning of each here.
 
 Sources: facebookresearch/deit 7e160fe (main.py, run_with_submitit.py);
 huggingface/pytorch-image-models aa4b5850 (train.py).
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 ANY = "*"
-"""Stands for every value of a flag."""
+"""The sign for every value of a flag."""
 
 SWITCH = ""
-"""Stands for a flag without a value."""
+"""The sign for a flag without a value."""
 
 
 @dataclass(frozen=True)
@@ -21,29 +21,29 @@ class PeerFlag:
     """A flag of deit or timm."""
 
     advice: str = ""
-    """Why a value that is not in `accepts` cannot be given, and what to do."""
+    """The reason why a value that is not in `accepts` is refused, and what to do."""
     accepts: Mapping[str, str] = field(default_factory=dict)
-    """From an accepted value (a number in any form) to the flags of fastdeit that mean the same: ""
-    if that is what a run does anyway, {} where the value stands."""
+    """The flags of fastdeit with the same meaning, by accepted value (a number in any form): "" if
+    a run does it anyway; {} stands for the value."""
 
     def translate(self, value: str) -> list[str] | None:
-        """Return the flags of fastdeit for a value, None if it is not accepted."""
+        """Return the flags of fastdeit for a value, or None if it is not accepted."""
         own = self.accepts.get(_shorten_number(value), self.accepts.get(ANY))
         return None if own is None else [part.format(value) for part in own.split()]
 
 
 def _shorten_number(text: str) -> str:
-    """Return a whole number as 1, also when it is written 1.0; other text as it is."""
+    """Return a whole number without a decimal point, 1.0 as 1; do not change other text."""
     return re.sub(r"\.0*$", "", text) if re.fullmatch(r"\d+\.0*", text) else text
 
 
 def _built(*values: str) -> dict[str, str]:
-    """Return what to accept: values that are what a run does anyway."""
+    """Return a table of accepted values that name what a run does anyway."""
     return dict.fromkeys(values, "")
 
 
 def _same_as(flag: str) -> dict[str, str]:
-    """Return what to accept: every value, of a flag that has another name here."""
+    """Return a table that accepts every value of a flag that has another name here."""
     return {ANY: f"{flag} {{}}"}
 
 
@@ -242,4 +242,4 @@ _GROUPS = (_COMMAND, _LAUNCHER, _DATA, _AUGMENTATION, _MODEL, _OPTIMIZER, _LOSS)
 PEER_FLAGS: dict[str, PeerFlag] = {
     name: flag for group in _GROUPS for names, flag in group.items() for name in names.split()
 }
-"""Every such flag, with dashes."""
+"""Every such flag, by name with dashes."""

@@ -1,4 +1,4 @@
-"""Command lines of deit and timm: what their flags are here, and what means something else."""
+"""Command lines of deit and timm: their flags translated, and notes on what differs here."""
 
 import os
 import re
@@ -10,10 +10,11 @@ from fastdeit.config.schema import Config
 from fastdeit.display.text import quote_words
 
 _TIMMS = {"-b", "-j", "--workers", "--data-dir", "--img-size", "--crop-pct", "--amp"}
-"""Flags of timm, not of deit."""
+"""The flags of timm that deit does not have."""
 
 _CHECKPOINTS = ("--resume", "--finetune")
-"""Flags of deit that may name what its --eval scores, the first one given."""
+"""The flags of deit that may name the checkpoint which its --eval scores, in the order of
+preference."""
 
 _EVALUATED = {
     "--data-path": "--data-path",
@@ -21,21 +22,22 @@ _EVALUATED = {
     "--input-size": "--eval-input-size",
     "--eval-crop-ratio": "--eval-crop-ratio",
 }
-"""Flags of deit that its --eval uses, and those of `fastdeit evaluate`."""
+"""The flags of `fastdeit evaluate`, by the flags of deit that its --eval uses."""
 
-_DEITS_CROP = "0.875"  # timm's models have others
+_DEITS_CROP = "0.875"  # timm's models have other ratios
 
 _PAPERS_SIZE = 224
-"""Side of the images of deit's students and of its teacher."""
+"""The side in pixels of the images of deit's students and of its teacher."""
 
 _CHOICES = {SWITCH: "without a value", ANY: "one value"}
 
 
 def translate_flags(argv: Sequence[str]) -> list[str]:
-    """Return a command line with the flags of deit and timm replaced by those that mean the same.
+    """Return a command line in which the flags of deit and timm are replaced by ours of the same
+    meaning.
     These come last, as deit's --ThreeAugment has priority over --aa and --reprob.
 
-    Raises ValueError for a flag or value of theirs that has no counterpart, naming what to do.
+    Raises ValueError, which names what to do, for a flag or value of theirs without a counterpart.
     """
     _refuse_eval(argv)
     own: list[str] = []
@@ -65,7 +67,8 @@ def _refuse_eval(argv: Sequence[str]) -> None:
 
 
 def _translate(name: str, values: Sequence[str]) -> list[str]:
-    """Return the flags that mean the same as a flag of deit or timm."""
+    """Return our flags with the meaning of a flag of deit or timm. Raises ValueError if there are
+    none."""
     value = " ".join(values)
     own = PEER_FLAGS[name].translate(value) if len(values) <= 1 else None
     if own is None:
@@ -83,7 +86,7 @@ def _refusal(name: str, value: str) -> str:
 
 
 def _rename_model(token: str) -> str:
-    """Return timm's name of one of deit's models with LayerScale, other text as it is."""
+    """Return timm's name of one of deit's models with LayerScale; do not change other text."""
     return re.sub(
         r"deit_(small|medium|base|large|huge)_(patch1[46])_LS$", r"deit3_\1_\2_224", token
     )
@@ -97,8 +100,9 @@ def _shorten_size(name: str, tokens: Sequence[str]) -> Sequence[str]:
 
 
 def list_notes(argv: Sequence[str], config: Config) -> list[str]:
-    """Return what means something else in deit or timm than in a run of this command, if it looks
-    like one of theirs: it has a flag of theirs, or one with an underscore, as deit's --output_dir.
+    """Return notes on what has another meaning in deit or timm than in a run of this command, if
+    the command looks like one of theirs: it has a flag of theirs, or one with an underscore, as
+    deit's --output_dir.
     """
     if not _looks_like_peer(argv):
         return []
@@ -110,7 +114,7 @@ def list_notes(argv: Sequence[str], config: Config) -> list[str]:
 
 
 def explain_rate(argv: Sequence[str], error: str) -> str:
-    """Return what to add to the error of a learning rate: deit's is that of another batch."""
+    """Return a hint to add to the error of a learning rate: deit's is that of another batch."""
     notes = _compare_batch(argv) if _looks_like_peer(argv) else []
     return f"; {notes[0]}" if notes and error.startswith(("--min-lr", "--warmup-lr")) else ""
 
@@ -136,13 +140,14 @@ def _compare_batch(argv: Sequence[str]) -> list[str]:
 
 
 def _given(argv: Sequence[str]) -> dict[str, list[str]]:
-    """Return the values of each flag, under its name as given and under ours."""
+    """Return the values of each flag, by its given name and by our name."""
     both = [*split_flags(argv), *split_flags(translate_flags(argv))]
     return {name: values_of(tokens) for name, tokens in both}
 
 
 def _count_gpus(given: Mapping[str, Sequence[str]]) -> int:
-    """Return the GPUs of deit's run: of its Slurm flags, of this launch, or 4 as in its README."""
+    """Return the number of GPUs of deit's run: that of its Slurm flags or of this launch, or 4 as
+    in its README."""
     if "--nodes" in given or "--ngpus" in given:
         return _number(given, "--nodes", 2) * _number(given, "--ngpus", 8)
     # a batch script may set it to anything
@@ -156,7 +161,7 @@ def _number(given: Mapping[str, Sequence[str]], flag: str, default: int) -> int:
 
 
 def _compare_defaults(argv: Sequence[str], config: Config) -> list[str]:
-    """Return the defaults that decide this run and are others in deit or timm."""
+    """Return notes on defaults of this run that are different in deit or timm."""
     given = _given(argv)
     notes = {}
     if config.augment.repeated_aug and config.augment.aug_repeats == 2:

@@ -55,7 +55,7 @@ class Index:
     """The names of the classes; a label is a place in it."""
     kind: Feeding
     names: pa.BinaryArray
-    """(N,): paths relative to `root`, or SHARD/MEMBER, with the bytes that the file system has."""
+    """(N,): paths relative to `root`, or SHARD/MEMBER, in the bytes that the file system has."""
     labels: np.ndarray
     """int64 (N,)."""
     sizes: np.ndarray

@@ -28,7 +28,7 @@ _FACTS: Mapping[str, Callable[[float], str]] = {
     "mfu": lambda share: f"{100 * share:.1f} % MFU",
     "lr": "lr {:.2e}".format,
 }
-"""Fields of the log that the progress shows, the most important first."""
+"""The fields of the log that the progress bar shows, the most important first."""
 
 
 class _Column(NamedTuple):
@@ -57,8 +57,8 @@ _COLUMNS = (
 class RunConsole:
     """The console of one training run.
 
-    epochs, steps_per_epoch: the length of the run; enabled: False on all ranks but rank 0, which
-    print nothing.
+    epochs, steps_per_epoch: the length of the run; enabled: whether it prints, True on rank 0
+    alone.
     """
 
     def __init__(self, epochs: int, steps_per_epoch: int, enabled: bool) -> None:
@@ -79,7 +79,7 @@ class RunConsole:
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Show the means since the last call, after optimizer step `step`.
 
-        values: fields of a line of the log; one that is not known is not shown.
+        values: fields of a line of the log; an unknown field is not shown.
         """
         number = min((step - 1) // self._steps_per_epoch + 1, self._epochs)
         epoch = f"epoch {number}/{self._epochs}"
@@ -88,11 +88,11 @@ class RunConsole:
         self._bar.update(step, facts, epoch, line="  ".join([epoch, f"step {step}", *facts]))
 
     def listen(self, listener: Callable[[str], None]) -> None:
-        """Have each note that is printed from now on handed to a listener, too."""
+        """Call a listener, too, with each note that is printed from now on."""
         self._listener = listener
 
     def note(self, text: str) -> None:
-        """Print a line of its own, above the bar."""
+        """Print a separate line above the bar."""
         self._terminal.say(text)
         self._listener(text)
 
@@ -105,7 +105,7 @@ class RunConsole:
     ) -> None:
         """End the progress bar; print the accuracies, facts and files, and commands to try next.
 
-        results: accuracy by model, head and measure, as `evaluate` returns them.
+        results: scores by model, head and measure ("model/cls/top1"), as `evaluate` returns them.
         """
         self.stop()
         self._terminal.show(score_table(results))
@@ -114,16 +114,16 @@ class RunConsole:
         self.offer(commands, "next")
 
     def offer(self, commands: Sequence[str], purpose: str) -> None:
-        """Print commands, a line each, which a shell runs as they are."""
+        """Print commands, one a line, in a form that a shell can run."""
         for command in commands:
             self._terminal.say(command, label=f"{purpose}: ")
 
 
 def score_table(results: Mapping[str, float]) -> Table:
-    """Return a table with a row for each head of model, EMA and teacher that was evaluated, and a
-    column for each measure.
+    """Return a table with one row for each evaluated head of model, EMA and teacher, and one column
+    for each measure.
 
-    results: by model, head and measure, as `evaluate` returns them.
+    results: scores by model, head and measure ("model/cls/top1"), as `evaluate` returns them.
     """
     columns = [
         column for column in _COLUMNS if any(key.endswith(f"/{column.measure}") for key in results)

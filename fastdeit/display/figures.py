@@ -1,6 +1,6 @@
 """Figures: grids of images.
 
-Titles are plain text, in which `$` begins no formula.
+Titles are plain text; `$` does not begin a formula.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from fastdeit.display.pictures import paint_heat
 from fastdeit.display.text import printable
 
 Picture = tuple[np.ndarray, str, tuple[int, ...] | None]
-"""Pixels uint8 (H, W, 3), a title, and a box (y, x, height, width) to draw, if any."""
+"""The pixels, uint8 (H, W, 3), the title, and a box (y, x, height, width) to draw, or None."""
 
 
 def save_grid(file: BinaryIO | Path, rows: Sequence[Sequence[Picture]], title: str) -> None:
@@ -46,7 +46,7 @@ def save_heat_maps(
     rows: Sequence[Sequence[tuple[str, np.ndarray]]],
     title: str,
 ) -> None:
-    """Write a PNG: in each row a picture, and maps drawn over it.
+    """Write a PNG with rows of pictures: the image, and the image under each map of the row.
 
     pixels: uint8 (H, W, 3); rows: names and maps, (h, w) each, resized to the picture. The smallest
     value of a map is dark, its largest is bright.
@@ -59,9 +59,9 @@ def save_heat_maps(
 
 
 def _save(figure: Figure, file: BinaryIO | Path) -> None:
-    """Write a PNG that depends on no version or time."""
+    """Write a PNG that does not depend on a version or the time."""
     with warnings.catch_warnings():
-        # a letter that the font lacks is drawn as a box
+        # a letter that is not in the font is drawn as a box
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
 

@@ -11,16 +11,16 @@ from PIL import Image, features
 
 _FRAME = (255, 0, 0)
 _GAP = 4  # transparent pixels between two images
-_WIDEST = 2  # times the height; a longer image is made lower
+_WIDEST = 2  # times the height; a wider image is made smaller
 _TINY = 64  # pixels a side up to which an image is encoded without a loss
 _QUALITY = 80  # of WebP
 
 
 def draw_row(images: Sequence[np.ndarray], height: int) -> bytes:
-    """Return a WebP (PNG, where Pillow has no WebP) of images (H, W, 3) uint8 beside each other, of
-    one height in pixels.
+    """Return a WebP (PNG, where Pillow has no WebP) of images, uint8 (H, W, 3), beside each other;
+    height: of each, in pixels.
 
-    Small images are enlarged without a filter, so that each pixel can be seen.
+    Small images are enlarged without a filter, so that each pixel is visible.
     """
     cells = [_fit(image, height) for image in images]
     width = sum(cell.width for cell in cells) + _GAP * (len(cells) - 1)
@@ -34,7 +34,7 @@ def draw_row(images: Sequence[np.ndarray], height: int) -> bytes:
 
 
 def _fit(image: np.ndarray, height: int) -> Image.Image:
-    """Return an image of this height, or as wide as it may be."""
+    """Return the image in this height, or smaller if it would be too wide."""
     picture = Image.fromarray(image)
     scale = min(height / picture.height, _WIDEST * height / picture.width)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -45,7 +45,7 @@ def _fit(image: np.ndarray, height: int) -> Image.Image:
 def _encode(picture: Image.Image, lossless: bool) -> bytes:
     file = io.BytesIO()
     if features.check("webp"):
-        # 0 takes a 25th of the time of 4 for a fifth more bytes, without a loss
+        # lossless, method 0 takes a 25th of the time of 4, and a fifth more bytes
         method = 0 if lossless else 4
         picture.save(file, "WEBP", quality=_QUALITY, lossless=lossless, method=method)
     else:
@@ -54,8 +54,8 @@ def _encode(picture: Image.Image, lossless: bool) -> bytes:
 
 
 def draw_frame(pixels: np.ndarray, box: Sequence[int]) -> np.ndarray:
-    """Return an image (H, W, 3) uint8 with a red frame on the border of a box (y, x, height,
-    width), some pixels wide in a large one."""
+    """Return an image, uint8 (H, W, 3), with a red frame along the inside of a box (y, x, height,
+    width); the frame is a hundredth of the longer side wide, at least a pixel."""
     y, x, height, width = box
     framed = pixels.copy()
     line = max(1, round(max(pixels.shape[:2]) / 100))
@@ -66,8 +66,8 @@ def draw_frame(pixels: np.ndarray, box: Sequence[int]) -> np.ndarray:
 
 
 def paint_heat(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Return an image (H, W, 3) uint8 in grey under the colours of a map (h, w), whose smallest
-    value is dark, its largest bright."""
+    """Return an image, uint8 (H, W, 3), in grey under the colours of a map, (h, w), whose smallest
+    value is dark and whose largest is bright."""
     values = torch.from_numpy(heat)[None, None].float()
     spread = F.interpolate(values, size=pixels.shape[:2], mode="bilinear")[0, 0]
     low, high = spread.aminmax()

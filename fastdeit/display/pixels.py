@@ -9,7 +9,7 @@ import torch
 def denormalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Return normalised images (..., 3, H, W) as pixels: uint8 (..., H, W, 3), rounded.
 
-    mean, std: those that the images were normalised by, for values from 0 to 1.
+    mean, std: those of the normalisation, for values from 0 to 1.
     """
     scale = torch.tensor(std)[:, None, None]
     shift = torch.tensor(mean)[:, None, None]

@@ -1,4 +1,4 @@
-"""The progress bar: a live line on a terminal, else a plain line now and then."""
+"""The progress bar: a live line on a terminal, elsewhere a plain line from time to time."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,20 +13,20 @@ from fastdeit.display.text import printable
 Item = TypeVar("Item")
 
 QUIET_S = 15.0
-"""Without a terminal, seconds between two lines."""
+"""The seconds between two lines without a terminal."""
 _BAR = "the progress bar"
 _GAP = "  "  # between two facts
 _MOST_BAR = 40  # columns
 _REMAINING = 8  # columns of the time remaining, with the gap before it
 _REFRESH_S = 0.1  # an update takes longer than some of the work that is counted
-_SHOWN_AFTER_S = 1.5  # what ends sooner needs no bar
+_SHOWN_AFTER_S = 1.5  # work that ends sooner needs no bar
 
 
 class ProgressBar:
     """A bar with a description, facts, and the time remaining.
 
-    total: the work that `update` counts; transient: the bar disappears at the end; remaining: show
-    the bar's own estimate of the time remaining, False where the facts have one.
+    total: the work that `update` counts; transient: whether the bar disappears at the end;
+    remaining: whether it shows its own estimate of the time remaining; False if the facts have one.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class ProgressBar:
     ) -> None:
         """Set the work done so far and the text beside the bar.
 
-        facts: of several, the first ones that fit into the terminal are shown. line: what is
-        printed instead where there is no terminal, at the end and if nothing was printed for
-        `QUIET_S` seconds.
+        facts: of several, the first that fit into the terminal are shown. line: the line that is
+        printed instead without a terminal, at the end and if nothing was printed for `QUIET_S`
+        seconds.
         """
         shown = None if description is None else printable(description)
         with self._terminal.attempt(_BAR):
@@ -95,22 +95,22 @@ class ProgressBar:
         return facts[0]
 
     def stop(self) -> None:
-        """Leave the bar as it is, and end its updates."""
+        """End the updates of the bar."""
         with self._terminal.attempt(_BAR):
             self._progress.stop()
 
 
 class TimeLeft:
-    """Estimate of the time that the rest of some work takes, from the rate since the first item,
-    which also starts loaders and compiles. total: the number of items."""
+    """The estimated time for the rest of some work, from the rate after the first item, which also
+    starts loaders and compiles. total: the number of items."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._first: tuple[int, float] | None = None
 
     def describe(self, done: int) -> str:
-        """Return the time that is left after `done` items, as 2 min; "" if it is not known, or none
-        is left."""
+        """Return the time that is left after `done` items, as `2 min`; "" if it is not known, or
+        nothing is left."""
         now = time.monotonic()
         first, started = self._first = self._first or (done, now)
         if done == first or done >= self._total:
@@ -120,7 +120,7 @@ class TimeLeft:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration in one or two units, at least 1 s: 40 s, 2 min, 1 h 20 min."""
+    """Return a duration as text in one or two units, at least 1 s: 40 s, 2 min, 1 h 20 min."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
@@ -130,7 +130,7 @@ def format_duration(seconds: float) -> str:
 
 
 def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
-    """Yield the items, with a bar on stderr if it is a terminal and they take a while."""
+    """Yield the items; show a bar on stderr if that is a terminal and they take some seconds."""
     bar = ProgressBar(Terminal(stderr=True), total, description, transient=True)
     started = time.monotonic()
     due = 0.0

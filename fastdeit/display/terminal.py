@@ -20,10 +20,10 @@ from fastdeit.display.text import printable, printable_lines
 
 @contextlib.contextmanager
 def note_failure(what: str, note: Callable[[str], None]) -> Iterator[None]:
-    """Call `note` with one line in place of raising what fails in the block.
+    """Call `note` with one line instead of raising an error of the block.
 
-    what: what cannot be shown. For all that is meant for the eye (pictures, tables, progress,
-    TensorBoard): none of it may end a run.
+    what: the thing that cannot be made, for the line. Used for all that is meant for the eye
+    (pictures, tables, progress, TensorBoard): none of it may end a run.
     """
     try:
         yield
@@ -35,10 +35,10 @@ def note_failure(what: str, note: Callable[[str], None]) -> Iterator[None]:
 class Terminal(Console):
     """A console that prints any text and never ends a run.
 
-    All text is plain, without rich's [tags] and :emoji:, and made printable; what the stream's
-    encoding lacks is written as an escape. If the stream cannot be written to (a closed terminal or
-    pipe, a full disk below a log), nothing more is printed. enabled: False for all ranks but one.
-    Attributes: last_print, `time.monotonic()` of the last call of `say`.
+    All text is plain, without rich's [tags] and :emoji:, and made printable; characters that the
+    stream's encoding lacks are written as escapes. If the stream cannot be written to (a closed
+    terminal or pipe, a full disk below a log), nothing more is printed. enabled: False for all
+    ranks except one. Attributes: last_print, `time.monotonic()` of the last call of `say`.
     """
 
     def __init__(self, enabled: bool = True, stderr: bool = False) -> None:
@@ -56,11 +56,11 @@ class Terminal(Console):
         self._give_up()
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
-        """Make all text printable that rich renders: lines, cells, headings of tables."""
+        """Make all text that rich renders printable: lines, cells, headings of tables."""
         return super().render_str(printable_lines(text), **options)
 
     def say(self, text: str, label: str = "") -> None:
-        """Print lines, without wrapping long ones, after a bold label."""
+        """Print lines after a bold label; do not wrap long ones."""
         self.last_print = time.monotonic()
         with self.attempt():
             content = self.render_str(text)
@@ -76,8 +76,8 @@ class Terminal(Console):
 
     @contextlib.contextmanager
     def attempt(self, what: str = "a line") -> Iterator[None]:
-        """Print nothing more if the stream refuses in the block; note it if `what` fails in another
-        way."""
+        """Print nothing more if the stream refuses a write in the block; print a note if `what`
+        fails in another way."""
         try:
             with note_failure(what, self._write_plain):
                 try:
@@ -88,7 +88,7 @@ class Terminal(Console):
             self._give_up()
 
     def _write_plain(self, line: str) -> None:
-        """Write a line without rich, in which something has failed."""
+        """Write a line without rich, as rich has failed."""
         self.file.write(f"{line}\n")
 
     def _give_up(self) -> None:
@@ -98,19 +98,19 @@ class Terminal(Console):
 
 
 def discard_output(stream: IO[str]) -> None:
-    """Have a stream that cannot be written to accept everything: what it still buffers must not
-    fail when Python ends."""
+    """Redirect a stream that cannot be written to: the text in its buffer must not fail when Python
+    ends."""
     with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
 @contextlib.contextmanager
 def end_on_closed_pipe() -> Iterator[None]:
-    """Exit with code 141, as SIGPIPE ends other programs, if the block fails to print since the
-    reader has ended, as behind `| head`.
+    """Exit with code 141, as programs that SIGPIPE ends, if the block cannot print because the
+    reader has ended, as `| head` does.
 
-    For what libraries print, as tyro its help. A `Terminal` prints nothing more in this case, and
-    the command that prints to it finishes.
+    Used for text that libraries print, such as tyro's help. In this case a `Terminal` prints
+    nothing more, and its command finishes.
     """
     streams = (sys.stdout, sys.stderr)
     try:
@@ -129,7 +129,7 @@ def end_on_closed_pipe() -> Iterator[None]:
 
 def _is_closed_pipe(stream: IO[str]) -> bool:
     poll = select.poll()
-    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+    with contextlib.suppress(OSError, ValueError):  # a stream that is not a file
         poll.register(stream, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
@@ -142,16 +142,18 @@ class _LogHandler(logging.Handler):
 
 
 def show_log() -> None:
-    """Print the package's warnings through a `Terminal`; Python's own handler prints raw names."""
+    """Print the package's warnings through a `Terminal`: Python's own handler does not make names
+    printable."""
     log = logging.getLogger("fastdeit")
     if not log.handlers:
         log.addHandler(_LogHandler())
 
 
 def replace_closed_streams() -> None:
-    """Have standard streams that were closed accept everything.
+    """Redirect standard streams that were closed.
 
-    Else the next file that is opened would get the number of one, and what libraries print.
+    Otherwise the next file that is opened would get the number of one, and the text that libraries
+    print.
     """
     for descriptor in range(3):
         try:

@@ -1,7 +1,7 @@
 """Text from outside (names of files and classes, messages of libraries) made safe to print.
 
-A name may hold bytes that are not UTF-8 (Python then has surrogates, which no stream can encode),
-line breaks, a terminal's escape sequences, or marks that reverse the direction of all that follows.
+A name may have bytes that are not UTF-8 (Python then has surrogates, which no stream can encode),
+line breaks, a terminal's escape sequences, or marks that reverse the direction of the next text.
 """
 
 import difflib
@@ -9,14 +9,15 @@ import shlex
 from collections.abc import Iterable
 
 TITLE_LETTERS = 14
-"""Of a class's name in the title of a picture."""
+"""The largest number of characters of a class's name in the title of a picture."""
 
 
 def printable(name: object) -> str:
-    """Return a name with every character that is invisible or no character written as an escape.
+    """Return a name in which every invisible character, and every byte that is not UTF-8, is an
+    escape.
 
     `K\\xe4se` stands for a name with the byte 0xe4 that is not UTF-8, `a\\nb` for one with a line
-    break. Printable characters of all scripts stay, and so does the blank (`str.isprintable`).
+    break. Printable characters of all scripts and blanks are not changed (`str.isprintable`).
     """
     text = str(name)
     if text.isprintable():
@@ -25,7 +26,7 @@ def printable(name: object) -> str:
 
 
 def _escape(char: str) -> str:
-    if "\udc80" <= char <= "\udcff":  # how Python holds a byte that is not UTF-8 (PEP 383)
+    if "\udc80" <= char <= "\udcff":  # Python's form of a byte that is not UTF-8 (PEP 383)
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode()
 
@@ -36,7 +37,8 @@ def printable_lines(text: object) -> str:
 
 
 def shorten(name: object, limit: int) -> str:
-    """Return a `printable` name of at most `limit` characters; a longer one loses its middle."""
+    """Return a `printable` name of at most `limit` characters, without the middle of a longer
+    one."""
     text = printable(name)
     if len(text) <= limit:
         return text
@@ -45,8 +47,8 @@ def shorten(name: object, limit: int) -> str:
 
 
 def suggest_near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return "; near: ..." with the two known names nearest to this one, or "" if none is near;
-    cutoff: how alike, from 0 to 1 (`difflib.get_close_matches`)."""
+    """Return "; near: ..." with at most two known names that are like this one, or "" if none is;
+    cutoff: the smallest similarity, from 0 to 1 (`difflib.get_close_matches`)."""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=cutoff)
     return f"; near: {', '.join(near)}" if near else ""
 

@@ -33,10 +33,10 @@ def on_rank0(action: Callable[[], Result]) -> Result:
 
 
 def on_every_rank(action: Callable[[], Result]) -> list[Result]:
-    """Run `action` on every rank and return all results on every rank.
+    """Run `action` on every rank and return all results, by rank, on every rank.
 
     Raises the ValueError or OSError of the first rank that has one, as a ValueError on every rank;
-    of another rank than 0 it names rank and host.
+    unless that is rank 0, the message names rank and host.
     """
     shared: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shared, _try(action))
@@ -45,10 +45,10 @@ def on_every_rank(action: Callable[[], Result]) -> list[Result]:
 
 
 def each_rank(action: Callable[[], Result]) -> Result:
-    """Run `action` on every rank and return this rank's result; raise as `on_every_rank`.
+    """Run `action` on every rank and return this rank's result. Raises as `on_every_rank`.
 
-    Ranks vote on whether any has an error, at the cost of one number: the work of gathering objects
-    grows with the number of ranks on each of them.
+    The ranks first share one number, whether any has an error, as the cost of gathering objects
+    grows, on each rank, with the number of ranks.
     """
     result, message = _try(action)
     if AsyncMax.now(int(message is not None)):
@@ -59,7 +59,7 @@ def each_rank(action: Callable[[], Result]) -> Result:
 
 
 def _try(action: Callable[[], Result]) -> tuple[Result | None, str | None]:
-    """Return the result of an action, and its error."""
+    """Return the result of an action, or None and the message of its ValueError or OSError."""
     try:
         return action(), None
     except (ValueError, OSError) as error:
@@ -75,15 +75,15 @@ def _raise_first(messages: Sequence[str | None]) -> None:
 
 
 def first_on_rank0(build: Callable[[], Result]) -> Result:
-    """Run `build` on rank 0, then on each other machine's first rank, then on the rest, which find
-    the files that it leaves; return this rank's result.
+    """Run `build` on rank 0, then on each other machine's first rank, then on all other ranks,
+    which find the files that it wrote; return this rank's result.
 
-    Raises what `on_every_rank` raises.
+    Raises as `on_every_rank`.
     """
     results: list[Result] = []
     turn = _find_turn()
     for now in range(3):
-        # all ranks take part in every turn, if only to learn of its errors
+        # all ranks take part in every turn, at least to receive its errors
         each_rank(lambda: results.append(build()) if turn == now else None)  # noqa: B023
     return results[0]
 
@@ -91,12 +91,13 @@ def first_on_rank0(build: Callable[[], Result]) -> Result:
 def on_each_machine(
     action: Callable[[Callable[[], bool]], None], proceed: Callable[[], bool] = lambda: True
 ) -> None:
-    """Run `action` on the first rank of each machine, however long it takes: the others wait for it
-    outside of a collective, which has a time limit.
+    """Run `action` on the first rank of each machine, without a time limit: the other ranks do not
+    wait in a collective, which would have one.
 
-    proceed: called often on every rank while its work or that of another rank moves; False is for
-    a rank that is asked to stop. action: takes a function to call often, which returns False once
-    any rank is to stop. Without a process group, this process is alone. Raises as `on_every_rank`.
+    proceed: called often on every rank while its work or that of another rank makes progress;
+    returns False on a rank that must stop. action: takes a function that it must call often, which
+    returns False once any rank must stop. Without a process group, this process is alone. Raises as
+    `on_every_rank`.
     """
     if not dist.is_initialized():
         action(proceed)
@@ -119,7 +120,8 @@ def _raise(faults: list[Exception]) -> None:
 
 
 class _SharedWork:
-    """Work of the first rank of each machine, as all ranks see it in the process group's store."""
+    """The work of the first rank of each machine, recorded in the process group's store for all
+    ranks."""
 
     _count = 0
 
@@ -131,7 +133,7 @@ class _SharedWork:
         self._machines = sum(on_every_rank(lambda: os.environ.get("LOCAL_RANK", "0") == "0"))
 
     def proceed(self) -> bool:
-        """Report that the work moves; return False once any rank is to stop."""
+        """Report that the work makes progress; return False once any rank must stop."""
         self._add("moves")
         return self._ask()
 
@@ -167,8 +169,8 @@ def _find_turn() -> int:
 
 
 def check_same_on_ranks(facts: Mapping[str, Any]) -> None:
-    """Raise ValueError on every rank, naming what differs, unless all have the facts of rank 0. A
-    collective."""
+    """Raise ValueError on every rank, which names what differs, unless all ranks have the facts of
+    rank 0. A collective."""
     (_, ours), *others = on_every_rank(lambda: (socket.gethostname(), dict(facts)))
     for rank, (host, theirs) in enumerate(others, 1):
         changed = [
@@ -186,8 +188,8 @@ def all_agree(ok: bool) -> bool:
 
 
 def sum_on_ranks(number: int) -> int:
-    """Return the sum of a number of at most 64 bits over all ranks, modulo 2^64. A collective."""
-    # halves: a sum of whole numbers would overflow
+    """Return the sum over all ranks of a number of at most 64 bits, modulo 2^64. A collective."""
+    # halves: a sum of 64-bit numbers would overflow
     halves = torch.tensor([number & _HALF, number >> 32])
     dist.all_reduce(halves, group=_gloo_group())
     low, high = halves.tolist()
@@ -195,10 +197,10 @@ def sum_on_ranks(number: int) -> int:
 
 
 class AsyncMax:
-    """The maximum over ranks of a small number, known one call later.
+    """The maximum over ranks of a small number, which is known one call later.
 
-    It goes through the hosts (gloo), on a GPU too: a call waits neither for the device nor, as a
-    rule, for another rank.
+    It is computed by the hosts (gloo), also with GPUs: a call waits neither for the device nor, in
+    general, for another rank.
     """
 
     def __init__(self) -> None:
@@ -228,21 +230,22 @@ def _wait_for(vote: torch.Tensor, work: Any) -> int:
 
 
 def barrier() -> None:
-    """Wait until every rank is here and its device is idle; after it a rank may exit alone."""
+    """Wait until every rank has called this and its device is idle; then a rank may exit alone. A
+    collective."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     dist.barrier(_gloo_group())
 
 
 def _gloo_group() -> dist.ProcessGroup:
-    """Return the group of all ranks over the hosts' network. A collective when first called."""
+    """Return the group of all ranks over the hosts' network. The first call is a collective."""
     return _make_gloo_group(dist.group.WORLD)
 
 
 @functools.lru_cache(maxsize=1)
 def _make_gloo_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
-    """Return a Gloo group of all ranks; world: the default group, of which a process may start
+    """Return a Gloo group of all ranks; world: the default group, which differs if a process starts
     another one."""
-    # torch would take its own half hour, whatever the limits of the run are
+    # torch's own timeout is half an hour, whatever the limits of the run are
     store: Any = dist.distributed_c10d._get_default_store()
     return dist.new_group(backend="gloo", timeout=store.timeout)

@@ -1,4 +1,4 @@
-"""The variables that a launcher sets for each process. Importing this imports no torch."""
+"""The variables that a launcher sets for each process. The module does not import torch."""
 
 import os
 from pathlib import Path
@@ -9,12 +9,13 @@ _PLACE = frozenset(
     "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE LOCAL_SIZE CROSS_RANK CROSS_SIZE GROUP_RANK "
     "GROUP_WORLD_SIZE ROLE_RANK ROLE_NAME ROLE_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 )
-"""Variables of torchrun and of DeepSpeed's launcher; torchrun's others begin with TORCHELASTIC_."""
+"""The variables of torchrun and of DeepSpeed's launcher; torchrun's others begin with
+TORCHELASTIC_."""
 
 
 def make_child_environment() -> dict[str, str]:
-    """Return the environment of a child process that imports this package; it is none of the ranks
-    and sees no GPU."""
+    """Return the environment of a child process that imports this package, is not a rank and sees
+    no GPU."""
     # train.py finds the package by its own path, which a child does not inherit
     places = [str(Path(fastdeit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(filter(None, places))
@@ -35,7 +36,8 @@ def is_alone() -> bool:
 
 
 def is_first_on_machine() -> bool:
-    """Return True for one process of each machine, which prints what concerns them all."""
+    """Return True for one process of each machine, which prints the lines that concern the
+    machine."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 

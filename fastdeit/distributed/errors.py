@@ -2,7 +2,7 @@
 
 
 class RunError(Exception):
-    """A run cannot continue; its message is for the user."""
+    """The error of a run that cannot continue; its message is for the user."""
 
     heard_by_all = False
-    """True for errors that every rank raises at the same step, so that rank 0 alone prints them."""
+    """Whether every rank raises the error at the same step, so that rank 0 alone prints it."""

@@ -1,4 +1,4 @@
-"""Exits: end this process at once, and agree on which rank reports the error."""
+"""Exits: the end of this process at once, and the choice of the rank that reports the error."""
 
 import contextlib
 import datetime
@@ -22,8 +22,8 @@ _at_hard_exit: list[Callable[[], object]] = []
 def rank0_reports_error(limit_s: float = 3.0) -> bool:
     """Return True if rank 0 fails, too, within `limit_s`: then it alone prints the error.
 
-    Every rank that fails calls it. It is no collective, for the other ranks may wait in one that
-    this rank will not reach: it goes through the store of the process group.
+    Every rank that fails calls this. It is not a collective, as the other ranks may wait in one
+    that this rank will not reach; it uses the store of the process group.
     """
     if not dist.is_initialized():
         return not is_first_on_machine()
@@ -41,8 +41,8 @@ def rank0_reports_error(limit_s: float = 3.0) -> bool:
 
 
 def exit_alone(code: int) -> NoReturn:
-    """End this rank, which has printed why, so that the others, which then miss it, print nothing
-    (`peer_exited`)."""
+    """End this rank, which has printed the reason; the other ranks, which then cannot continue,
+    print nothing (`peer_exited`)."""
     if dist.is_initialized():
         with contextlib.suppress(dist.DistError):
             dist.distributed_c10d._get_default_store().set(_EXITED, "")
@@ -58,7 +58,8 @@ def peer_exited() -> bool:
 
 
 def wait_for_rank0(limit_s: float) -> None:
-    """Wait until rank 0 calls this too, or has ended, at most `limit_s`; rank 0 does not wait."""
+    """Wait until rank 0 calls this, too, or has ended, at most `limit_s` seconds; rank 0 does not
+    wait."""
     if not dist.is_initialized():
         return
     store = dist.distributed_c10d._get_default_store()
@@ -70,13 +71,14 @@ def wait_for_rank0(limit_s: float) -> None:
 
 
 def at_hard_exit(clean: Callable[[], object]) -> Callable[[], object]:
-    """Have `hard_exit` call `clean`, a decorator of it: it skips what `atexit` was given."""
+    """Register `clean`, as its decorator, for `hard_exit` to call, which does not call the
+    functions of `atexit`."""
     _at_hard_exit.append(clean)
     return clean
 
 
 def hard_exit(code: int) -> NoReturn:
-    """End this process here: libraries take seconds on their way out, and some wait for other
+    """End this process at once: libraries take seconds at a normal exit, and some wait for other
     processes."""
     for clean in _at_hard_exit:
         with contextlib.suppress(OSError):

@@ -19,10 +19,11 @@ def find_world(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> World:
-    """Return this process among all ranks: those of torch.distributed where it is initialised, else
+    """Return this process among all ranks: those of torch.distributed if it is initialised, else
     one; rank and world_size replace them.
 
-    device: None is this process's GPU, or the CPU if there is none. Raises ValueError.
+    device: None is this process's GPU, or the CPU if there is none. Raises ValueError for a rank,
+    a number of ranks or a device that is not possible.
     """
     joined = dist.is_available() and dist.is_initialized()
     size = (dist.get_world_size() if joined else 1) if world_size is None else world_size
@@ -41,7 +42,7 @@ def find_world(
 def find_device(device: torch.device | str | None) -> torch.device:
     """Return a device with its number; None: this process's GPU, or the CPU if there is none.
 
-    Raises ValueError for a device that is not here.
+    Raises ValueError for a device that this machine does not have.
     """
     usable = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     chosen = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -63,6 +64,6 @@ def follows_group(world: World) -> bool:
 
 
 def on_first_rank(world: World, build: Callable[[], Result]) -> Result:
-    """Return what `build` returns on this rank; where ranks form a group, rank 0 is first and the
-    others find its files."""
+    """Return the result of `build` on this rank; if the ranks form a group, rank 0 runs it first,
+    and the others find its files."""
     return first_on_rank0(build) if follows_group(world) else build()

@@ -1,7 +1,8 @@
 """The roll call: before the ranks join, each reports to rank 0, which names those that are missing.
 
-A rank sends a handful of messages to rank 0's store, however many there are. Without it, a machine
-that was started twice or with another hostfile makes all others wait until the time limit.
+A rank sends a few messages to rank 0's store, whatever the number of ranks is. Without the roll
+call, all ranks would wait until the time limit if a machine was started twice or with another
+hostfile.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 _log = logging.getLogger(__name__)
 _FIRST_NOTE_S = 30.0
-_HEARD_S = 1.0  # for the others to read why the start is refused, before their store is gone
+_HEARD_S = 1.0  # for the others to read why the start is refused, before the store ends
 # keys in the store
 _SIZE = "size"
 _ARRIVED = "arrived"
@@ -24,9 +25,10 @@ _COMPLETE = "complete"
 
 
 def open_store(timeout: datetime.timedelta) -> dist.Store:
-    """Return the store at MASTER_ADDR and MASTER_PORT, which rank 0 serves, or torchrun's agent.
+    """Return the store at MASTER_ADDR and MASTER_PORT, which rank 0 or torchrun's agent serves.
 
-    The process group may open it again: one process serves a port once. Raises DistNetworkError.
+    The process group may open it again in the same process. Raises DistNetworkError if it cannot be
+    served or reached.
     """
     serves = os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -38,13 +40,16 @@ def open_store(timeout: datetime.timedelta) -> dist.Store:
 
 
 def call_roll(store: dist.Store, rank: int, size: int) -> None:
-    """Wait until all ranks are here. Raise ValueError on every rank if one is here twice before all
-    are, or was started as one of another number of ranks; a rank that comes later raises alone."""
+    """Wait until all ranks have arrived.
+
+    Raises ValueError on every rank if, before all have arrived, one arrives twice, or one that was
+    started with another number of ranks; a rank that arrives later raises it alone.
+    """
     if rank == 0:
         store.set(_SIZE, str(size))
     fault = _find_fault(store, rank, size)
     if fault or store.add(_ARRIVED, 1) == size:
-        # the first verdict stands: a rank that is here twice may come after the roll is complete
+        # the first verdict is final: a rank may arrive twice after the roll is complete
         store.compare_set(_VERDICT, "", fault or _COMPLETE)
     if rank == 0:
         _await_verdict(store, size)
@@ -57,7 +62,7 @@ def call_roll(store: dist.Store, rank: int, size: int) -> None:
 
 
 def _find_fault(store: dist.Store, rank: int, size: int) -> str:
-    """Return why this rank cannot be one of them, "" if it can."""
+    """Return why this rank cannot join, or "" if it can."""
     host = socket.gethostname()
     wanted = int(store.get(_SIZE))
     if size != wanted:
@@ -72,7 +77,7 @@ def _find_fault(store: dist.Store, rank: int, size: int) -> str:
 
 
 def _await_verdict(store: dist.Store, size: int) -> None:
-    """Wait until all are here or one refuses, and log now and then which are missing."""
+    """Wait until all ranks have arrived or one refuses; log the missing ranks from time to time."""
     pause = _FIRST_NOTE_S
     while True:
         with contextlib.suppress(dist.DistStoreError):
@@ -84,7 +89,7 @@ def _await_verdict(store: dist.Store, size: int) -> None:
 
 
 def list_ranges(numbers: list[int]) -> str:
-    """Return rising numbers in words, as "1, 4 to 7"."""
+    """Return rising numbers as text, "1, 4 to 7"."""
     ranges: list[list[int]] = []
     for number in numbers:
         if ranges and number == ranges[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""The versions that can change a result, which all ranks must share. Importing this imports no
+"""The versions that can change a result, which all ranks must share. The module does not import
 torch."""
 
 import functools
@@ -24,10 +24,10 @@ def versions() -> dict[str, str]:
 
 
 def find_commit() -> str:
-    """Return the short hash of the checkout that this package lies in, with +dirty when its files
-    differ; "" without git or a checkout."""
+    """Return the short hash of the commit of the checkout that has this package, with +dirty if its
+    files differ; "" without git or a checkout."""
     root = Path(fastdeit.__file__).parents[1]
-    if not (root / ".git").exists():  # an installed package can lie in the checkout of another
+    if not (root / ".git").exists():  # an installed package may be in the checkout of another
         return ""
     try:
         head = _run_git(root, "rev-parse", "--short", "HEAD")

@@ -33,13 +33,14 @@ class World:
 
     @property
     def threads(self) -> int:
-        """Return the CPU threads of this process's data pipeline, its share of the cores."""
+        """Return the number of CPU threads of this process's data pipeline, its share of the
+        cores."""
         return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
 
 def init_distributed(timeout_s: float = 1800) -> World:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...),
-    or start one of this process alone.
+    or start a group of this process alone; return the place of this process.
 
     timeout_s: of every collective. Raises ValueError for a port that is in use, and as `call_roll`.
     """
@@ -50,7 +51,7 @@ def init_distributed(timeout_s: float = 1800) -> World:
             _join(deepspeed, timeout)
         else:
             _start_alone(deepspeed, timeout)
-        # not earlier: DeepSpeed keeps groups of its own until the process ends
+        # not earlier: DeepSpeed has its own groups until the process ends
         atexit.register(_leave)
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_size = 1 if is_alone() else count_local_ranks()
@@ -73,7 +74,7 @@ def _leave() -> None:
 
 
 def _join(deepspeed: ModuleType, timeout: datetime.timedelta) -> None:
-    """Join the other ranks that a launcher has started, once all are here."""
+    """Join the other ranks that a launcher has started, once all have arrived."""
     _choose_interface()
     try:
         store = open_store(timeout)
@@ -97,15 +98,15 @@ def _start_alone(deepspeed: ModuleType, timeout: datetime.timedelta) -> None:
 def _choose_interface() -> None:
     """Make gloo use the network interface towards MASTER_ADDR.
 
-    By default it uses that of the host's own name, which on many hosts is loopback. NCCL finds its
-    networks itself. Raises ValueError if there are several machines, and MASTER_ADDR is loopback on
-    this one.
+    By default gloo uses the interface of the host's own name, which on many hosts is loopback. NCCL
+    finds its networks itself. Raises ValueError if there are several machines, and MASTER_ADDR is
+    loopback on this one.
     """
     address = os.environ["MASTER_ADDR"]
     one_machine = os.environ["WORLD_SIZE"] == str(count_local_ranks())
     try:
         mine = _address_towards(address)
-    except OSError:  # no such name, or no way there: joining the others gives a better message
+    except OSError:  # no such name, or no route: joining the others gives a better message
         return
     if not ipaddress.ip_address(mine).is_loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_with(mine))
@@ -117,7 +118,7 @@ def _choose_interface() -> None:
 
 
 def _address_towards(host: str) -> str:
-    """Return the address of this machine from which a packet to `host` would go."""
+    """Return the address of this machine from which a packet to `host` would be sent."""
     family, kind, _, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(target)  # sends nothing
@@ -132,7 +133,7 @@ def _interface_with(address: str) -> str:
 
 
 def _without_zone(address: str) -> str:
-    """Return an IPv6 address without its zone ("fe80::1%eth0"); any other as it is."""
+    """Return an IPv6 address without its zone ("fe80::1%eth0"), any other address unchanged."""
     return address.split("%")[0]
 
 
@@ -141,8 +142,8 @@ def import_deepspeed() -> ModuleType:
     training never calls.
 
     On a CPU, `deepspeed.init_distributed` would compile `deepspeed_shm_comm`, an all-reduce for
-    inference: a minute, and a crash where there is no compiler (DeepSpeed 0.19.8). The table of
-    operators that can be built is set here, as making it starts a compiler.
+    inference: that takes a minute, and fails without a compiler (DeepSpeed 0.19.8). The table of
+    operators that can be built is set here, as DeepSpeed would start a compiler to make it.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -163,10 +164,10 @@ def import_deepspeed() -> ModuleType:
 
 @contextlib.contextmanager
 def without_muon() -> Iterator[None]:
-    """Make DeepSpeed find no optimizer Muon, which training never uses.
+    """Hide the optimizer Muon, which training never uses, from DeepSpeed.
 
-    `deepspeed.initialize` imports it to compare types, which imports torch's compiler: half a
-    second or more (DeepSpeed 0.19.8).
+    `deepspeed.initialize` imports it to compare types, and with it torch's compiler, which takes
+    half a second or more (DeepSpeed 0.19.8).
     """
     name = "deepspeed.runtime.zero.muon.muon_optimizer"
     if name in sys.modules:
@@ -180,5 +181,5 @@ def without_muon() -> Iterator[None]:
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    """Return False for DeepSpeed's warning of an optimizer that is not in its list, as our LAMB."""
+    """Return False for DeepSpeed's warning of an optimizer that it does not list, as our LAMB."""
     return "untested optimizer" not in record.getMessage()

@@ -46,7 +46,7 @@ def build_origin(source: str, ema: bool, step: str, view: EvalView) -> Origin | 
     """Return the training of weights; None if they are in no run folder.
 
     source: as in `load_model`; ema: whether they are the EMA; step: of their metadata, or ""; view:
-    that of the export, as the scores of the run hold for its own view alone. Raises ValueError for
+    that of the export, as the scores of the run are those of its own view. Raises ValueError for
     settings that cannot be read.
     """
     folder = find_run(source)

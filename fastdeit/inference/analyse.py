@@ -80,7 +80,7 @@ def analyse_checkpoint(
     teacher_path: str = "",
     class_map: str = "",
 ) -> dict[str, Any]:
-    """Load a checkpoint, look at its tokens, attention and answers on some images, and return
+    """Load a checkpoint, measure its tokens, attention and answers on some images, and return
     `Analysis.describe()`.
 
     source, ema, model: as in `load_model`. split: as in `evaluate_checkpoint`. images: their
@@ -116,7 +116,8 @@ def analyse_model(
     class_map: str = "",
     recorded: tuple[Disagreement, str] | None = None,
 ) -> Analysis:
-    """Look at tokens and attention of the first of the models, and at the answers of all.
+    """Measure tokens and attention of the first of the models, and compare the answers of all.
+    Raises ValueError for a negative number of images.
 
     models: by the name that the answers get: model, ema, other. images: their number, spread evenly
     over the index; 0: all. teacher: one for the images of the first model. recorded: a disagreement

@@ -53,9 +53,9 @@ def match_classes(
     (by name), "position", "number" (a class called 7 is output 7), "imagenet" (the codes of
     ImageNet-1k), or a file: .txt as timm's, a line for each output, or .json, an object from class
     to output. valid_labels: the outputs that are scored: "all", "data" (those of the data set's
-    classes), "auto" (data for the classes of ImageNet-A and -R, else all), or a file as timm's, a
-    number a line; a position or a file of classes then counts only these outputs. Raises ValueError
-    for classes that do not match.
+    classes), "auto" (data for the classes of ImageNet-A and -R, else all), or a file as timm's,
+    with a number in each line; a position or a file of classes then counts only these outputs.
+    Raises ValueError for classes that do not match.
     """
     valid = _read_valid_labels(valid_labels, count)
     outputs, how = _find_outputs(data, model, valid or range(count), count, class_map)

@@ -88,7 +88,7 @@ class TeacherOptions(Section):
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """The options of an evaluation, beside a model and a data set."""
+    """The options of an evaluation, apart from a model and a data set."""
 
     labels: LabelOptions = field(default_factory=LabelOptions)
     reading: ReadOptions = field(default_factory=ReadOptions)

@@ -165,7 +165,7 @@ def _find_named_view(file: WeightFile) -> dict[str, Any]:
     neither does."""
     described = file.config.get("pretrained_cfg")
     if isinstance(described, Mapping):
-        # a model that was built for another size takes that alone
+        # a model that was built for another size takes only that size
         side = file.arguments.get("img_size")
         sides = side if isinstance(side, list) else [side, side]
         return {**described, **({"input_size": [3, *sides]} if side else {})}

@@ -150,7 +150,8 @@ class Confusion(NamedTuple):
 
 
 def list_confusions(labels: np.ndarray, predicted: np.ndarray, most: int) -> list[Confusion]:
-    """Return the most frequent confusions, the worst first; ties in the order of the classes."""
+    """Return at most `most` confusions, the most frequent first; ties in the order of the classes.
+    labels, predicted: int (N,)."""
     wrong = labels != predicted
     pairs = zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True)
     counts = sorted(Counter(pairs).items(), key=lambda item: (-item[1], item[0]))

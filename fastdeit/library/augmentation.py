@@ -60,7 +60,8 @@ def augment_crops(
     """Return crops that are resized already, flipped, augmented, normalised and erased as drawn:
     (B, 3, S, S).
 
-    crops: uint8 (B, S, S, 3), S = spec.input_size. The rest is as in `augment_images`.
+    crops: uint8 (B, S, S, 3), S = spec.input_size. The rest is as in `augment_images`, the errors
+    too.
     """
     _check_draws("crops", crops, draws, spec, dtype)
     for crop in crops:

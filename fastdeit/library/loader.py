@@ -61,7 +61,7 @@ class Loader:
         self.mixup_enabled = True
         self._position = (0, 0)
         self._starts_there = True
-        """The next pass begins at the position; False: at the epoch after it."""
+        """True if the next pass begins at the position; False: at the epoch after it."""
 
     def __len__(self) -> int:
         """Return the batches of an epoch."""
@@ -96,7 +96,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass `epoch`, from its first batch on; after `load_state_dict`, from the
-        loaded batch on if it is of that epoch."""
+        loaded batch on if it is of that epoch. Raises ValueError for a number that is no epoch."""
         is_epoch = isinstance(epoch, Integral) and epoch >= 0
         require_value(is_epoch, "epoch", epoch, "an integer of at least 0")
         epoch = int(epoch)  # a state is JSON

@@ -12,8 +12,8 @@ from fastdeit.display.text import suggest_near
 
 
 class LoaderSettings(TypedDict, total=False):
-    """Keyword arguments of `create_loader` beside its own; names, defaults and meaning are those of
-    the flags of `fastdeit train`."""
+    """Keyword arguments of `create_loader` in addition to its own; names, defaults and meaning are
+    those of the flags of `fastdeit train`."""
 
     data_cache: str
     data_set: Literal["any", "digits", "cifar10", "cifar100"]

@@ -129,10 +129,10 @@ def estimate_memory(
     """Return the memory that a run needs on each GPU, without a GPU: `plan.total` in bytes,
     `plan.parts` by part, `plan.describe()` as the heading of a run has it.
 
-    The training step is made once on tensors without values. world_size: processes, one a GPU.
-    teacher: of `create_teacher`, if it runs live. device: the kind of device, "cuda" or "cpu".
-    CUDA's context (about 0.5 GB), NCCL and DALI are not in it. Raises ValueError naming the
-    argument.
+    The training step is made once on tensors without values. world_size: the number of processes,
+    one for each GPU. teacher: of `create_teacher`, if it runs live. device: the kind of device,
+    "cuda" or "cpu". CUDA's context (about 0.5 GB), NCCL and DALI are not in it. Raises ValueError
+    naming the argument.
     """
     require_value(world_size >= 1, "world_size", world_size, "1 or more")
     require_value(num_classes >= 1, "num_classes", num_classes, "1 or more")
@@ -225,8 +225,8 @@ def prepare_run(
 ) -> "tuple[Run, list[str]] | None":
     """Return a run at its next step, with notes for the user; None if it was finished before.
 
-    callbacks: those beside --callback. Only the lock is written yet, and of URLs the data set that
-    was fetched and the working copy of the run. Raises ValueError for what cannot be used, and
+    callbacks: added to those of --callback. So far only the lock is written; for a URL also the
+    fetched data set, or the working copy of the run. Raises ValueError for what cannot be used, and
     StopAgreed. A collective.
     """
     supervisor, lock, mirror = guards

@@ -21,7 +21,7 @@ from fastdeit.storage.json_values import load_json
 NAME = "lock"
 """The name of the object."""
 LEASE_S = 60.0
-"""A holder that has not renewed its lease for so long is dead."""
+"""Seconds without a renewal after which a holder counts as dead."""
 RENEW_S = 10.0
 """Seconds between two renewals."""
 _POLL_S = 2.0

@@ -106,8 +106,8 @@ class RunMirror:
 
 
 def _list_files(store: "RunStore") -> dict[str, int]:
-    """Return the files of a store, of which the lease must be one: with a list that lacks what was
-    just written, a run would begin anew and replace the files at the URL. Raises FetchError."""
+    """Return the files of a store. The lease must be one of them: with a list that lacks what was
+    just written, a run would begin again and replace the files at the URL. Raises FetchError."""
     from fastdeit.mirror.lease import NAME
 
     listed = store.retry(store.list_files)

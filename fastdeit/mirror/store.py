@@ -45,7 +45,7 @@ class RunStore:
         return retry(action, self.url, self._proceed)
 
     def list_files(self) -> dict[str, int]:
-        """Return the size in bytes of each file by its name; none for a run that is not there."""
+        """Return the size in bytes of each file by its name; none for a run that does not exist."""
         with translate_errors(self.url):
             self._system.invalidate_cache()
             try:

@@ -48,7 +48,7 @@ class Uploader:
 
     def run(self) -> None:
         """Upload what has changed, and remove what the run has removed. Raises FetchError,
-        Transient, OSError; what was uploaded stays known."""
+        Transient, OSError; what was uploaded before is not uploaded again."""
         folder = self._folder
         # listed before the logs are read, which then have every step of these
         found = list_checkpoints(folder.checkpoints)

@@ -91,7 +91,7 @@ class TokenEmbedding(nn.Module):
 
     @torch.no_grad()
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Resize the position embedding as `Student.set_input_size` says."""
+        """Resize the position embedding; argument and errors as of `Student.set_input_size`."""
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         if height != width:
             raise ValueError(f"img_size must be that of a square (got {height} x {width})")

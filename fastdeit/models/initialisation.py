@@ -6,9 +6,9 @@ used: `trunc_normal_` draws other numbers in 2.15 than in 2.11, and a GPU has an
 a CPU.
 
 Words become normal values by the inverse distribution function, computed with + - * / and sqrt
-alone: IEEE 754 rounds these alike everywhere, whereas a library's logarithm or erfinv may differ in
-its last bit. Sources: Wichura, "Algorithm AS 241", Applied Statistics 37 (1988), PPND7; Salmon et
-al., SC 2011 (Philox).
+alone. By IEEE 754 these are rounded alike everywhere, but a library's logarithm or erfinv may
+differ in its last bit. Sources: Wichura, "Algorithm AS 241", Applied Statistics 37 (1988), PPND7;
+Salmon et al., SC 2011 (Philox).
 """
 
 import hashlib
@@ -68,12 +68,12 @@ def initialise_student(student: nn.Module, seed: int) -> None:
 
 
 def draw_normal(seed: int, name: str, shape: torch.Size, std: float) -> torch.Tensor:
-    """Return fp32 values of N(0, std²), within ±6.3 std."""
+    """Return fp32 values of N(0, std²) with this shape, within ±6.3 std."""
     return _draw(seed, name, shape, lambda words: std * _normal(words))
 
 
 def draw_uniform(seed: int, name: str, shape: torch.Size, bound: float) -> torch.Tensor:
-    """Return fp32 values of the uniform distribution over [-bound, bound]."""
+    """Return fp32 values of the uniform distribution over [-bound, bound] with this shape."""
     return _draw(seed, name, shape, lambda words: 2 * bound * _centred(words))
 
 

@@ -34,7 +34,8 @@ _RESERVED = {
 _COUNTS = re.compile("depth|layer|block")
 """A word in the names of arguments that count layers, each of which has a tensor of its own."""
 _SLACK = 4
-"""The model that a config.json describes may have at most so many times the weights of its file."""
+"""The largest size of a model that a config.json describes, in multiples of the weights in its
+file."""
 _CLASSIFIERS = ("head", "fc", "classifier", "head.fc")
 """Names of a classifier in files of other forms than timm's."""
 
@@ -69,7 +70,7 @@ def read_weight_file(source: str | Path, *, ema: bool = False) -> WeightFile:
     """Read what a source names (`locate_weights`), without a network, and what describes it.
 
     ema: the EMA beside the weights, in the same folder or file. Raises ValueError as `read_weights`
-    does, and for another config.json than an object; OSError.
+    does, or if config.json is no object; and OSError.
     """
     path = locate_weights(source, ema=ema)
     state, metadata = read_weights(path, ema=ema)

@@ -33,8 +33,11 @@ from fastdeit.storage.run_folder import RunFolder
 from fastdeit.storage.urls import has_secret, hide_credentials
 
 HUB = "hf-hub:"
+"""The prefix of a repository of the Hub, as in timm."""
 LOCAL = "local-dir:"
+"""The prefix of a folder, as in timm."""
 ADDRESSES = ("https://", "http://")
+"""The prefixes of an address."""
 FORMS = "a file, a folder, hf-hub:OWNER/NAME, https://... or a timm model"
 """The forms of a source, for messages."""
 

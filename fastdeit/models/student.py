@@ -81,7 +81,7 @@ class Student(TokenEmbedding):
         initialise_student(self, seed)
 
     def _describe(self) -> dict[str, Any]:
-        """Return what timm has beside a model: input, preprocessing, names of its first and last
+        """Return what timm stores with a model: input, preprocessing, names of its first and last
         layers."""
         return {
             "num_classes": self.num_classes,
@@ -211,6 +211,7 @@ class Student(TokenEmbedding):
         indices: how many of the last blocks, or the numbers of blocks; None: all. norm: the patches
         after the last norm, too. output_fmt: "NCHW", (B, D, h, w), or "NLC", (B, h·w, D).
         return_prefix_tokens: the list has pairs, the patches and the special tokens (B, T, D).
+        Raises ValueError for another output_fmt.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be NCHW or NLC (got {output_fmt!r})")

@@ -43,8 +43,8 @@ class BadStep(StepPlace):
     """Hash of the step's samples; "" in a record without one."""
     grad_norm: float | str = ""
     losses: tuple[tuple[float | str, ...], ...] = ()
-    """The losses by rank and micro-batch; a number that is not finite by its name, as JSON has
-    none."""
+    """The losses by rank and micro-batch; a number that is not finite is given by its name, as JSON
+    has none."""
     not_finite: tuple[BadMicroBatch, ...] = ()
     """The micro-batches whose loss was not finite; empty if only the gradient was not finite."""
 

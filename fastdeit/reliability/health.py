@@ -25,7 +25,7 @@ from fastdeit.training.trainer import STATISTICS, MicroStep
 WINDOW = 100
 """The number of steps whose gradient norms the next one is compared with."""
 SPIKE = 10.0
-"""A gradient norm above so many times their median is a spike, unless the median is 0."""
+"""The multiple of their median above which a gradient norm is a spike, unless the median is 0."""
 
 _MIN_WINDOW = 20  # norms to compare with, before anything is called a spike
 

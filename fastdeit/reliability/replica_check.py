@@ -1,5 +1,5 @@
-"""Check that all ranks hold the same weights, bit for bit: a faulty device or network changes one
-rank's copy.
+"""The check that all ranks hold the same weights, bit for bit: a faulty device or network changes
+one rank's copy.
 
 At ZeRO 1 and 2 every rank has the whole model in the training precision. At ZeRO 3 only small
 ("persistent") parameters are whole, before the first step of a new run none, and nothing else has a

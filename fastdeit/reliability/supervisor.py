@@ -31,7 +31,7 @@ _REPORT_S = 3.0
 
 
 class StopAgreed(Exception):
-    """Exception at the step where all ranks have agreed to stop."""
+    """Exception that ends a loop where all ranks have agreed to stop."""
 
 
 class Supervisor:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 
 STARTUP = "startup"
+"""The section before the first step; its limit is also that of the first step in each section."""
 _STDERR = 2  # the descriptor: sys.stderr may be another object
 _GRACE_S = 10.0  # beyond the shortest limit, for which nothing may hold Python's lock
 

@@ -1,1 +1,1 @@
-"""`fastdeit replay`: one step of a run, repeated out of its folder."""
+"""`fastdeit replay`: one step of a run, repeated from its folder."""

@@ -49,7 +49,8 @@ class StepHistory:
     metrics: list[Metrics]
     quarantine: list[QuarantinedImage]
     skipped_ranges: list[tuple[int, int]]
-    """Steps from, to (exclusive) that rollbacks excluded, in the order of the rollbacks."""
+    """The ranges of steps, from, to (exclusive), that rollbacks excluded, in the order of the
+    rollbacks."""
 
     @property
     def was_rolled_back(self) -> bool:

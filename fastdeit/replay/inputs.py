@@ -1,5 +1,5 @@
-"""Comparison of what decides a loss beside the samples: what the run recorded, and what a replay
-has."""
+"""Comparison of what decides a loss in addition to the samples: what the run recorded, and what a
+replay has."""
 
 from dataclasses import dataclass
 from typing import Any

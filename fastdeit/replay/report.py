@@ -45,7 +45,7 @@ class SampleResult:
     teacher: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values, without a teacher that does not exist."""
+        """Return the fields as JSON values, without `teacher` if there is none."""
         values = dataclasses.asdict(self)
         if self.teacher is None:
             del values["teacher"]

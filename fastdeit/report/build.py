@@ -1,4 +1,4 @@
-"""A report on runs, out of their folders: the record, what differs, the pictures, the page."""
+"""A report on runs, made from their folders: the record, what differs, the pictures, the page."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Events of a run beside its steps: starts, skipped steps, spikes, rollbacks, failures,
+"""Events of a run apart from its steps: starts, skipped steps, spikes, rollbacks, failures,
 excluded images; on one axis, the optimizer steps done.
 
 Records of older versions lack fields, so a field that is absent has no text. Nothing here imports
@@ -28,9 +28,9 @@ class RunEvent:
     step: int
     """The number of optimizer steps done when it happened."""
     kind: str
-    """start, skipped, spike, rollback, failure or quarantined."""
+    """The kind: start, skipped, spike, rollback, failure or quarantined."""
     text: str
-    """One printable line."""
+    """The description in one printable line."""
     time: float | None = None
     """The time in seconds since 1970; None if it is not recorded."""
 

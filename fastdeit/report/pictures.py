@@ -1,5 +1,5 @@
-"""The contents of a page beside a run's curves: plain data, whose texts contain names unchanged, so
-that a page must escape them."""
+"""The contents of a page in addition to a run's curves: plain data, whose texts contain names
+unchanged, so that a page must escape them."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Picture:
     """The encoded picture, WebP or PNG."""
     title: str
     alt: str
-    """Text in place of the picture."""
+    """The text in place of the picture."""
     lines: tuple[str, ...] = ()
     """The planned operations, in the order in which they happen."""
 

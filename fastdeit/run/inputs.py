@@ -1,6 +1,6 @@
-"""The inputs of a run that decide a loss beside its settings, with their hashes: recorded at its
-start and in every checkpoint, compared when it is resumed or replayed. docs/resume.md has the
-table."""
+"""The inputs of a run that decide a loss in addition to its settings, with their hashes: recorded
+at its start and in every checkpoint, compared when it is resumed or replayed. docs/resume.md has
+the table."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,8 @@ from fastdeit.storage.tensor_files import hash_tensors
 from fastdeit.teacher_cache.reader import CachedTeacher
 
 Inputs = dict[str, Any]
-"""Facts that decide a loss beside the settings, with hashes, as `describe_inputs` returns them."""
+"""Facts that decide a loss in addition to the settings, with hashes, as `describe_inputs` returns
+them."""
 
 _NOT_COMPARED = {"path", "file"}
 """Facts that are only for messages; file: the SHA-256 of a file that is identified by its
@@ -51,8 +52,8 @@ def describe_inputs(
     cached_teacher: CachedTeacher | None,
     model: nn.Module,
 ) -> Inputs:
-    """Return what decides a loss beside the settings, as JSON values: samples, teacher, the file of
-    --finetune, and the initial weights.
+    """Return what decides a loss in addition to the settings, as JSON values: samples, teacher, the
+    file of --finetune, and the initial weights.
 
     model: as built, before DeepSpeed partitions it. Paths are for messages and never compared.
     """

@@ -132,7 +132,7 @@ def _check_resume(config: Config) -> None:
 
 def _check_trained(config: Config, checkpoint: str) -> None:
     """Raise ValueError if the run that saved a checkpoint trained other weights: the checkpoint has
-    the optimizer's state of those alone."""
+    only the optimizer's state of those."""
     parent = find_run(checkpoint)
     if parent is not None:
         then = read_settings(parent.config, "--resume").model.trainable

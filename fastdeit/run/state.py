@@ -53,7 +53,7 @@ class Pace:
     LATEST = 100
     """The number of latest measurements of a kind that count."""
     PAUSE = 5.0
-    """A measurement does not count if it took more than so many times the usual time."""
+    """The multiple of the usual time above which a measurement does not count."""
 
     def __init__(self) -> None:
         self._spans: dict[str, deque[tuple[int, float]]] = defaultdict(
@@ -125,7 +125,7 @@ class Progress:
         self.waited_s = 0.0
 
     def time_waits(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches; add the time until each is there to `waited_s`."""
+        """Yield the batches; add the time of the wait for each to `waited_s`."""
         while True:
             start = time.monotonic()
             batch = next(batches, None)
@@ -160,8 +160,8 @@ class Run:
     data: RunData
     trainer: Trainer
     inputs: Inputs
-    """The facts that decide a loss beside the settings; the initial weights of a resumed run are
-    those of its start."""
+    """The facts that decide a loss in addition to the settings; the initial weights of a resumed
+    run are those of its start."""
     console: RunConsole
     supervisor: Supervisor
     checkpoints: CheckpointWriter

@@ -1,1 +1,1 @@
-"""Files that are whole or absent: atomic writes, JSON lines, tensor files."""
+"""Files that are whole or absent: atomic writes, JSON lines, tensor files, the run folder."""

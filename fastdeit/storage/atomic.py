@@ -1,5 +1,5 @@
-"""Files that are whole or absent, whatever ends the process that writes them; and the way to open
-one that is written in place."""
+"""Files that are whole or absent, however the process that writes them ends; and the safe opening
+of a file that is written in place."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a text file as `atomic_open` does."""
+    """Write a text file in UTF-8, as `atomic_open` does. Raises OSError."""
     with atomic_open(path) as file:
         file.write(text.encode())
 
@@ -20,12 +20,12 @@ def atomic_write_text(path: Path, text: str) -> None:
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
     """Open a new file that gets the name `path` when the block ends.
 
-    A reader finds the old file or the new one, also after a power failure. Raises OSError; then
-    nothing of the new file stays.
+    A reader finds the old file or the new one, also after a power failure. Raises OSError; after an
+    error nothing of the new file remains.
     """
     work = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with work.open("xb") as file:  # "x": never through a link that lies there
+        with work.open("xb") as file:  # "x": never through a link of that name
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -39,8 +39,8 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
 def open_no_link(path: str | Path, flags: int, mode: int = 0o666) -> int:
     """Open a file as `os.open` does, but never through a link; the `opener` of `open`.
 
-    A folder from elsewhere may hold a link to any file of its user. A file that is written in place
-    is opened with this; a new one with `atomic_open`. Raises OSError.
+    A folder of unknown origin may have a link to any file of the user. A file that is written in
+    place is opened with this function; a new file with `atomic_open`. Raises OSError.
     """
     try:
         return os.open(path, flags | os.O_NOFOLLOW, mode)
@@ -63,7 +63,8 @@ def sync(path: Path) -> None:
 def read_bounded(path: Path, limit: int) -> str:
     """Return the text of a file of at most `limit` bytes.
 
-    Raises ValueError for a longer file and for one that is not UTF-8, OSError.
+    Raises ValueError for a longer file and for one that is not UTF-8, OSError for one that cannot
+    be read.
     """
     with path.open("rb") as file:
         data = file.read(limit + 1)

@@ -1,9 +1,9 @@
-"""The log of launches: for each start of a run, its step, world size, ZeRO stage, precision,
-excluded images, the settings that may change, and what it ran with.
+"""The log of attempts: for each start of a run, its step, world size, ZeRO stage, precision,
+excluded images, the settings that may change, its device and its versions.
 
 They determine which process had a sample, in which order gradients were summed, and where the
-inputs came from. So `fastdeit replay` can run a step again as it was, although the run has been
-resumed in another form since.
+inputs came from. So `fastdeit replay` can repeat a step exactly, also if the run was later resumed
+in another form.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from fastdeit.storage.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Attempt:
-    """A part of a run, from one start to the next."""
+    """The time of a run from one start to the next."""
 
     step: int
-    """Finished steps when it began."""
+    """The number of finished steps when it began."""
     world_size: int
     micro_batch: int
     zero_stage: int
@@ -28,31 +28,31 @@ class Attempt:
     augment_backend: str
     decoder: str
     left_out: tuple[int, ...] = ()
-    """Rows of the training images that were excluded from the start."""
+    """The rows of the training images that were already excluded when it began."""
     teacher_output: str = ""
-    """What the loss read of the teacher's output: `class`, `logits`, or the largest logits of a
-    cache; empty without a teacher, and in older files."""
+    """The teacher's output that the loss read: `class`, `logits`, or the largest logits of a cache;
+    empty without a teacher, and in older files."""
     alternating_pairs: bool = True
-    """True in older files: each rank took every W-th pair of a step; now it takes neighbouring
-    ones."""
+    """Whether each rank took every W-th pair of a step, as in older files; now it takes
+    neighbouring pairs."""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The settings that may change when a run is resumed, by section; empty in older files."""
     recipe: str = ""
     """The recipe that the command named; empty in older files, as all that follows."""
     time: float = 0.0
-    """When it began, in seconds since 1970."""
+    """The time when it began, in seconds since 1970."""
     device: str = ""
     """The name of rank 0's GPU, or of its processor."""
     code: str = ""
-    """Hash of the package's Python files."""
+    """The hash of the package's Python files."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of Python and of the packages that can change a result."""
+    """The versions of Python and of the packages that can change a result."""
 
 
 def add_attempt(folder: RunFolder, attempt: Attempt) -> None:
-    """Record that a run is started or resumed. Raise OSError.
+    """Record that a run is started or resumed. Raises OSError.
 
-    The file is written anew: older versions left a blank line in it.
+    The whole file is written, as older versions left a blank line in it.
     """
     replace_lines(folder.attempts, [*read_json_lines(folder.attempts), attempt])
 
@@ -64,5 +64,5 @@ def read_attempts(folder: RunFolder) -> list[Attempt]:
 
 
 def attempt_at(attempts: Sequence[Attempt], step: int) -> Attempt | None:
-    """Return the last attempt that trained `step`; None if the run began after it."""
+    """Return the last attempt that trained `step`; None if all began after it."""
     return next((attempt for attempt in reversed(attempts) if attempt.step <= step), None)

@@ -1,5 +1,5 @@
-"""Files at an address, in torch.hub's cache: whole or absent, and checked against the hash that
-their name has."""
+"""Files at an address, in torch.hub's cache: whole or absent, and checked against the hash in their
+name."""
 
 import hashlib
 import re
@@ -15,17 +15,17 @@ from fastdeit.storage.atomic import atomic_open
 from fastdeit.storage.urls import hide_credentials
 
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")
-"""In a name, as torch.hub's `regnety_160-a5fe301d.pth`: the first digits of the SHA-256."""
+"""The first digits of the SHA-256 in a name, as in torch.hub's `regnety_160-a5fe301d.pth`."""
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
-_MAX_BYTES = 1 << 36  # the largest of timm's has 18 GB
+_MAX_BYTES = 1 << 36  # the largest file of timm has 18 GB
 
 
 def cache_place(address: str) -> Path:
     """Return the place in torch.hub's cache of the file at an address.
 
-    A name with a hash is that of torch.hub. Any other may stand for another file at another
-    address: it lies in a folder of its own.
+    A name with a hash has the place that torch.hub uses. Any other name may be that of different
+    files at different addresses, so the file has its own folder.
     """
     name = unquote(urlsplit(address).path).rpartition("/")[2] or "weights"
     folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -35,9 +35,10 @@ def cache_place(address: str) -> Path:
 
 
 def download(address: str) -> Path:
-    """Download the file at an address unless the cache has it; return its place there.
+    """Download the file at an address unless the cache has it; return its place in the cache.
 
-    Raises ValueError, with the file to bring and its place, if it cannot be had whole.
+    Raises ValueError, which names the place for a copy of the file, if it cannot be downloaded
+    completely.
     """
     place = cache_place(address)
     if place.is_file():
@@ -61,7 +62,7 @@ def _receive(answer: HTTPResponse, file: BinaryIO, name: str) -> None:
     while chunk := answer.read(_CHUNK):
         file.write(chunk)
         digest.update(chunk)
-        if file.tell() > _MAX_BYTES:  # of a server that does not end
+        if file.tell() > _MAX_BYTES:  # a server may send without end
             raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
     expected = answer.headers.get("Content-Length")
     size = file.tell()

@@ -1,4 +1,4 @@
-"""JSON of unknown origin: bounded, read as data, and refused in one line."""
+"""JSON of unknown origin: limited in size, read as data, and refused with one line."""
 
 import json
 import reprlib
@@ -8,21 +8,21 @@ from typing import Any
 from fastdeit.storage.atomic import read_bounded
 
 MAX_BYTES = 1 << 22
-"""Of a text; timm's config.json has the names of up to 21,843 classes."""
+"""The largest size of a text; timm's config.json has the names of up to 21,843 classes."""
 
 
 MAX_DEPTH = 64
-"""Of values in values; ours have at most 8. Python reads hundreds, and fails where it writes
-them."""
+"""The largest depth of values in values; our files have at most 8. Python reads hundreds, but
+cannot write them."""
 
 
 def load_json(text: str | bytes) -> Any:
-    """Parse JSON, nested at most `MAX_DEPTH` deep. Raises ValueError."""
+    """Return the value of JSON that is nested at most `MAX_DEPTH` deep. Raises ValueError."""
     try:
         value = json.loads(text)
     except RecursionError as error:
         raise ValueError(str(error)) from None
-    # most texts have fewer brackets, and are not walked through
+    # most texts have fewer brackets: then the depth is not measured
     if _count_brackets(text) > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise ValueError(f"values are nested more than {MAX_DEPTH} deep")
     return value
@@ -42,7 +42,7 @@ def _is_deeper(value: Any, depth: int) -> bool:
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """Parse JSON. Raises ValueError, naming `where` it is."""
+    """Return the value of JSON. Raises ValueError, which names `where` it is."""
     try:
         return load_json(text)
     except ValueError:
@@ -50,6 +50,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def read_json_file(path: Path, limit: int = MAX_BYTES) -> Any:
-    """Read a JSON file of at most `limit` bytes. Raises ValueError, OSError."""
-    # as bytes, of which json skips a byte order mark
+    """Return the value of a JSON file of at most `limit` bytes. Raises ValueError for a longer file
+    and for one that is not JSON, OSError."""
+    # bytes: in these json skips a byte order mark
     return parse_json(read_bounded(path, limit).encode(), str(path))

@@ -1,7 +1,7 @@
 """Files of JSON lines: one way to append to them and one way to read them.
 
-Each line is one JSON object and ends with a newline, as https://jsonlines.org asks for. A process
-that is killed while it writes leaves part of a line: the next append removes it, and a reader skips
+Each line is one JSON object and ends with a newline (https://jsonlines.org). A process that is
+killed while it writes leaves an incomplete line: the next append removes it, and a reader skips
 every line that is not a whole JSON object.
 """
 
@@ -24,7 +24,7 @@ from fastdeit.storage.atomic import atomic_write_text, open_no_link
 from fastdeit.storage.json_values import load_json
 
 MAX_PENDING = 10_000
-"""Records that wait in memory while the disk refuses them."""
+"""The largest number of records that wait in memory while the disk refuses them."""
 
 Record = TypeVar("Record")
 
@@ -32,7 +32,7 @@ _BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 
 class StepRecord(Protocol):
-    """A dataclass that says which optimizer step it is about."""
+    """The interface of a record of one optimizer step."""
 
     @property
     def step(self) -> int: ...
@@ -42,13 +42,14 @@ OneStep = TypeVar("OneStep", bound=StepRecord)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects in a file, one per line; an empty list if there is no file."""
+    """Return the JSON objects in a file, one per line; skip other lines. Return an empty list if
+    there is no file. Raises OSError."""
     values = map(_parse_object, path.read_bytes().splitlines() if path.is_file() else ())
     return [value for value in values if value is not None]
 
 
 def _parse_object(line: bytes) -> dict[str, Any] | None:
-    """Return the JSON object of a line; None if it is none, or not whole."""
+    """Return the JSON object of a line, or None if the line is not a whole JSON object."""
     try:
         value = load_json(line)
     except ValueError:
@@ -57,9 +58,9 @@ def _parse_object(line: bytes) -> dict[str, Any] | None:
 
 
 def read_records(path: Path, kind: type[Record], strict: bool = False) -> list[Record]:
-    """Return the lines of a file that are a record of the dataclass `kind`; skip all others.
+    """Return the lines of a file that are records of the dataclass `kind`; skip all others.
 
-    strict: raise ValueError for the first line that is no such record, unless it is blank.
+    strict: raise ValueError for the first line that is not such a record, unless it is blank.
     """
     records = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
@@ -82,8 +83,8 @@ def parse_record(text: str | bytes, kind: type[Record]) -> Record:
 
 
 def to_strict_json(value: Any) -> Any:
-    """Replace what JSON lacks, which strict parsers refuse: a number that is not finite by its name
-    ("nan", "inf", "-inf"), a byte of a file name that is not UTF-8 by its escape (\\udcff)."""
+    """Return a value in strict JSON: a number that is not finite becomes its name ("nan", "inf",
+    "-inf"), and a byte of a file name that is not UTF-8 its escape (\\udcff)."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, float) and not math.isfinite(value):
@@ -96,8 +97,8 @@ def to_strict_json(value: Any) -> Any:
 
 
 def restore_names(value: Any) -> Any:
-    """Return a value that `to_strict_json` has written with the bytes of its names that are not
-    UTF-8."""
+    """Return a value of `to_strict_json` in which the escapes of bytes that are not UTF-8 are bytes
+    again."""
     if isinstance(value, str):
         return _BYTE.sub(lambda match: chr(int(match[1], 16)), value)
     if isinstance(value, dict):
@@ -114,7 +115,7 @@ def format_line(record: Any) -> str:
 def append_lines(path: Path, records: Iterable[Any]) -> None:
     """Append mappings or dataclasses, one per line, all or none. Raises OSError.
 
-    Processes that share the file write one after the other, where the file system has locks.
+    If the file system has locks, processes that share the file write one after the other.
     """
     lines = "".join(map(format_line, records)).encode()
     with open(path, "ab+", buffering=0, opener=open_no_link) as file:
@@ -125,7 +126,8 @@ def append_lines(path: Path, records: Iterable[Any]) -> None:
 
 
 def _end_last_line(file: FileIO) -> None:
-    """Remove the part of a line that a killed process left, or add the newline to a whole one."""
+    """Remove an incomplete last line, which a killed process left, or add its newline if only that
+    is missing."""
     file.seek(0)
     *whole, last = file.readall().split(b"\n")
     if _parse_object(last) is not None:
@@ -135,7 +137,7 @@ def _end_last_line(file: FileIO) -> None:
 
 
 def _write_whole(file: FileIO, data: bytes) -> None:
-    """Append all of the data, or nothing: a full disk may take a part. Raises OSError."""
+    """Append all of the data or nothing, as a full disk may accept some bytes. Raises OSError."""
     end = file.seek(0, os.SEEK_END)
     try:
         _write_all(file, data)
@@ -158,9 +160,9 @@ def replace_lines(path: Path, records: Iterable[Any]) -> None:
 class AppendOnlyFile:
     """A file to which records are appended, each whole or not at all.
 
-    What the disk refuses waits in memory (the newest `MAX_PENDING` records) and is written with the
-    next record that the disk accepts. warn: called when refusals begin and end, and with the number
-    of records that were lost. Raises OSError if the file cannot be created.
+    Records that the disk refuses wait in memory (the newest `MAX_PENDING`) and are written with the
+    next record that the disk accepts. warn: called with a line when refusals begin and end, and
+    with the number of records that were lost. Raises OSError if the file cannot be created.
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
@@ -169,12 +171,12 @@ class AppendOnlyFile:
         self._file = open(path, "ab", buffering=0, opener=open_no_link)  # noqa: SIM115
         self._waiting: deque[bytes] = deque()
         self._torn: int | None = None
-        """Offset of a record of which only a part was written."""
+        """The offset of a record that was written incompletely."""
         self._lost = 0
         self._refused = False
 
     def append(self, record: bytes) -> None:
-        """Write a record, or keep it in memory if the disk refuses."""
+        """Write a record, or store it in memory if the disk refuses it."""
         self._waiting.append(record)
         if len(self._waiting) > MAX_PENDING:
             self._waiting.popleft()
@@ -207,7 +209,7 @@ class AppendOnlyFile:
         return "; 1 record is lost" if self._lost == 1 else f"; {self._lost:,} records are lost"
 
     def close(self) -> None:
-        """Try a last time to write what is in memory."""
+        """Try again to write the records in memory, and close the file."""
         with contextlib.suppress(OSError):
             self._write()
         if self._waiting:
@@ -220,9 +222,10 @@ class AppendOnlyFile:
 class StepLog(Generic[OneStep]):
     """A file with one record per step, which is created with its first record.
 
-    keep: takes a step, returns True if its record from an earlier start of the run is to stay.
-    warn: called when the disk refuses, which does not end the run. Attributes: records, those that
-    stayed. Use on rank 0 only. Raises OSError.
+    keep: a function that returns True for a step whose record from an earlier start of the run is
+    still valid; the others are removed. warn: called with a line when the disk refuses a record,
+    which does not end the run. Attributes: records, those that are still valid. Used on rank 0
+    only. Raises OSError.
     """
 
     def __init__(

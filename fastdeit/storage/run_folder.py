@@ -1,4 +1,4 @@
-"""The folder of one run: the name of every file in it."""
+"""The folder of one run, with the name of every file in it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from fastdeit.storage.urls import find_cached, is_url
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of the run folder `path` (--output-dir). No other module spells their names.
+    """The files of the run folder `path` (--output-dir). No other module has their names.
 
     Every run: config.yaml and deepspeed.json (the settings); inputs.json (the hashes of what else
     decides a loss); metrics.jsonl and tensorboard/ (the log); checkpoints/step-N/ (safetensors and
@@ -31,7 +31,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, output_dir: str) -> "RunFolder":
-        """Return the folder of --output-dir: of a URL its working copy in the user's cache."""
+        """Return the folder of --output-dir: for a URL, its working copy in the user's cache."""
         return cls(find_cached(output_dir, "runs") if is_url(output_dir) else Path(output_dir))
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class RunFolder:
 
     @property
     def wandb_run(self) -> Path:
-        """The id of the run at Weights & Biases."""
+        """Return the file with the id of the run at Weights & Biases."""
         return self.path / "wandb-run.json"
 
     @property
@@ -71,8 +71,8 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     def weights(self, *, ema: bool = False) -> Path:
-        """Return the file of the model's weights, or of their EMA: by the names of a run folder, of
-        a checkpoint in it, or of a run of an earlier version, whichever is there."""
+        """Return the file of the model's weights, or of their EMA, by its name in a run folder, in
+        a checkpoint, or in a run of an earlier version, whichever exists."""
         names = ("model_ema", "ema", "student_ema") if ema else ("model", "student")
         files = [self.path / f"{name}.safetensors" for name in names]
         return next((file for file in files if file.is_file()), files[0])
@@ -107,7 +107,8 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Return True if the run has ended: its summary is written after all but the report."""
+        """Return True if the run has ended: its summary is written after all files except the
+        report."""
         return self.summary.is_file()
 
     def holds(self, path: Path) -> bool:
@@ -140,7 +141,8 @@ class RunFolder:
 
     @property
     def failures(self) -> Path:
-        """The failures of all earlier attempts; those of the last one are in `failure_files`."""
+        """Return the file with the failures of all earlier attempts; those of the last attempt are
+        in `failure_files`."""
         return self.path / "failures.jsonl"
 
     def failure(self, rank: int) -> Path:
@@ -148,7 +150,7 @@ class RunFolder:
         return self.path / f"failure-rank{rank}.json"
 
     def failure_files(self) -> list[Path]:
-        """List the failure files of the last attempt, by name."""
+        """Return the failure files of the last attempt, sorted by name."""
         return sorted(self.path.glob("failure-rank*.json"))
 
     @property
@@ -164,7 +166,7 @@ class RunFolder:
         return self.path / f"bad-step-{step}"
 
     def debug_bundles(self) -> list[Path]:
-        """List the debug bundles, by name."""
+        """Return the debug bundles, sorted by name."""
         return sorted(self.path.glob("bad-step-*"))
 
     def replay(self, step: int) -> Path:

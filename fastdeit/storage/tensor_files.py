@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 HEADER_LIMIT = 1 << 22
-"""Bytes; 30,000 tensors fit. The library allows 100 million, and takes several times the memory."""
+"""The largest header in bytes: 30,000 tensors fit. The library allows 100 million bytes, and takes
+several times that memory."""
 
 _NAMED = 3  # tensors that a message names
 
 Form = tuple[torch.Size, torch.dtype | None]
-"""Shape and dtype of a tensor; None: a dtype that we do not store."""
+"""The shape and the dtype of a tensor; None: a dtype that this program does not store."""
 
 _DTYPES = {
     "F64": torch.float64,
@@ -38,7 +39,7 @@ _DTYPES = {
 def open_tensors(path: Path) -> Iterator[Any]:
     """Open a file as `safetensors.safe_open` does.
 
-    Raises ValueError if it is not whole, or its header is too long.
+    Raises ValueError if the file is not whole, or its header is too long.
     """
     problem = f"{path} is no whole safetensors file"
     with path.open("rb") as file:
@@ -47,7 +48,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
             raise ValueError(
                 f"{problem}: its header must be at most {HEADER_LIMIT:,} bytes (got {length:,})"
             )
-        # the library takes no path that is not UTF-8
+        # the library accepts only paths in UTF-8
         opened = f"/proc/self/fd/{file.fileno()}"
         try:
             with safe_open(opened, framework="pt") as tensors:
@@ -57,7 +58,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return the tensors, on the CPU, and the metadata. Raises what `open_tensors` raises."""
+    """Return the tensors, on the CPU, and the metadata. Raises as `open_tensors`."""
     with open_tensors(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, file.metadata() or {}
@@ -72,9 +73,9 @@ def write_tensors(
     mode = path.stat().st_mode
     try:
         save_file(whole, path, dict(metadata) or None)
-    except SafetensorError as error:  # how the library reports a full disk
+    except SafetensorError as error:  # the library's error for a full disk
         raise OSError(f"{path.name}: {error}") from error
-    path.chmod(mode)  # the library makes the file readable for its owner alone
+    path.chmod(mode)  # the library lets only the owner read the file
     if len(metadata) > 1:
         _sort_metadata(path)
 
@@ -91,14 +92,14 @@ def _sort_metadata(path: Path) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata alone. Raises what `open_tensors` raises."""
+    """Return the metadata alone. Raises as `open_tensors`."""
     with open_tensors(path) as file:
         return file.metadata() or {}
 
 
 def check_header(path: Path, wanted: Mapping[str, torch.Tensor]) -> None:
-    """Raise ValueError naming the first few tensors that are not as in `wanted` (on any device,
-    also "meta")."""
+    """Raise ValueError, which names the first few, for tensors whose names, shapes or dtypes are
+    not those of `wanted` (on any device, also "meta"). Raises as `open_tensors`."""
     found: dict[str, Form] = {}
     with open_tensors(path) as file:
         for name in file.keys():  # noqa: SIM118
@@ -120,8 +121,8 @@ def check_header(path: Path, wanted: Mapping[str, torch.Tensor]) -> None:
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 of tensors in hexadecimal digits: of their names, dtypes, shapes and
-    bytes, in the order of the names; on any device."""
+    """Return the SHA-256, in hexadecimal digits, over names, dtypes, shapes and bytes of tensors on
+    any device, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""URLs: which texts are one, their form without credentials, their place in the user's cache."""
+"""URLs: their detection, their form without credentials, their place in the user's cache."""
 
 import hashlib
 import os
@@ -9,12 +9,12 @@ from urllib.parse import unquote
 _WEB = ("http", "https")
 _IN_TEXT = re.compile(r"https?://[^\s'\"<>]+")
 _SECRET = re.compile(r"sig(nature)?$|token|secret|passw|credential|key([-_]|$)|auth", re.IGNORECASE)
-"""In the name of a field of a query: S3's, Google's, CloudFront's, Azure's, and those of tokens."""
+"""The names of secret fields in a query: those of S3, Google, CloudFront, Azure, and of tokens."""
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
 def is_url(path: str) -> bool:
-    """Return True for what names files by a protocol, as s3://bucket/folder."""
+    """Return True for a text that begins with a protocol, as s3://bucket/folder."""
     return _URL.match(path) is not None
 
 
@@ -24,7 +24,7 @@ def is_web(url: str) -> bool:
 
 
 def hide_credentials(url: str) -> str:
-    """Return a URL without user and password, and at a web server without the query, which is where
+    """Return a URL without user and password, and, for a web server, without the query, in which
     signed URLs have their signature."""
     scheme, mark, rest = url.partition("://")
     if not mark:
@@ -32,13 +32,13 @@ def hide_credentials(url: str) -> str:
     host, slash, path = rest.partition("/")
     if is_web(url):
         host, path = (re.split(r"[?#]", text)[0] for text in (host, path))
-    # the @ of hf://datasets/OWNER/NAME@REVISION is behind the first slash
+    # the @ of hf://datasets/OWNER/NAME@REVISION is after the first slash
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def has_secret(path: str) -> bool:
-    """Return True for a URL with a user or a password, or whose query has what grants access: a
-    signature, a token or a key."""
+    """Return True for a URL with a user or a password, or with a signature, a token or a key in its
+    query."""
     if not is_url(path):
         return False
     host = re.split(r"[/?#]", path.partition("://")[2])[0]
@@ -47,7 +47,8 @@ def has_secret(path: str) -> bool:
 
 
 def hide_in_text(text: str) -> str:
-    """Return a text, as the message of a library, with its web addresses without credentials."""
+    """Return a text, such as the message of a library, without the credentials in its web
+    addresses."""
     return _IN_TEXT.sub(lambda found: hide_credentials(found[0]), text)
 
 
@@ -59,15 +60,15 @@ def find_user_cache() -> Path:
 def find_cached(url: str, kind: str, shown: str = "") -> Path:
     """Return the folder of a URL in the user's cache; it need not exist.
 
-    kind: "data" or "runs"; $FASTDEIT_DATA or $FASTDEIT_RUNS names another place than fastdeit/KIND
-    in the cache folder. shown: what its name is from, where not the URL itself.
+    kind: "data" or "runs"; $FASTDEIT_DATA or $FASTDEIT_RUNS replaces fastdeit/KIND in the cache
+    folder. shown: the text for the readable words of the name, by default the URL.
     """
     home = os.environ.get(f"FASTDEIT_{kind.upper()}") or find_user_cache() / "fastdeit" / kind
     return Path(home).expanduser() / name_cached(url, shown or url)
 
 
 def name_cached(url: str, shown: str) -> str:
-    """Return the name of the folder of a URL in a cache: words to read, and a hash."""
+    """Return the name of a URL's folder in a cache: readable words from `shown`, and a hash."""
     url = url.rstrip("/")
     words = re.sub(r"[^a-zA-Z0-9.]+", "-", unquote(shown.rstrip("/")).rpartition("/")[2])
     key = hashlib.sha256(url.encode()).hexdigest()[:12]

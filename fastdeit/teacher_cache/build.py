@@ -43,9 +43,9 @@ def open_cache(
 ) -> CachedTeacher:
     """Open the cache of --cache for a run with this plan; a collective.
 
-    teacher: the live one, for missing records. Raises ValueError on every rank, before any work:
-    for each fact in which the recorded samples or the teacher differ from the run's (except the
-    teacher's precision), and with --cache-miss error for epochs that are not recorded whole.
+    teacher: the live one, for missing records. Raises ValueError on every rank, before any work, if
+    the recorded samples or the teacher differ from the run's in any fact except the teacher's
+    precision; with --cache-miss error also for epochs that are not recorded whole.
     """
 
     def check() -> None:

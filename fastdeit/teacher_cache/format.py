@@ -20,6 +20,7 @@ from fastdeit.storage.atomic import read_bounded
 from fastdeit.storage.json_values import load_json
 
 FORMAT = 2
+"""The format that is written."""
 FORMATS = (1, 2)
 """Formats that can be read and continued."""
 KINDS = ("hard", "topk")
@@ -63,7 +64,7 @@ class Manifest:
     facts: dict[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
     chunk: int = LARGEST_CHUNK
-    """Number of ordinals that are recorded and verified together."""
+    """The number of ordinals that are recorded and verified together."""
     format: int = FORMAT
     tau: float = 1.0
     """Temperature of the second log-sum-exp of a "topk" record; 1 for the other records."""

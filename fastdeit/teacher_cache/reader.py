@@ -6,9 +6,9 @@ A cache is a folder:
     manifest.json     format, sizes, versions, and the facts that decided images and outputs
     records.bin       the record of (epoch, ordinal) is at (epoch * samples + ordinal) * record
                       bytes; holes where nothing is recorded
-    chunks.bin        two digests of 16 bytes a chunk (4,096 ordinals of an epoch, fewer in a small
-                      data set): of its images, then of its records and the first digest; zeros
-                      where nothing is recorded
+    chunks.bin        for each chunk (4,096 ordinals of an epoch, fewer in a small data set) two
+                      digests of 16 bytes: of its images, then of its records and the first digest;
+                      zeros where nothing is recorded
     quarantine.jsonl  images that were found bad during recording (data/quarantine.py), if any
 
 A chunk is written before its digests, both in their final place. A chunk that a crash cuts off has
@@ -139,7 +139,8 @@ class Cache:
         return entry if len(entry) == 2 * DIGEST and any(entry) else b""
 
     def read_chunk(self, epoch: int, chunk: int) -> np.ndarray | None:
-        """Return a copy of the bytes of a chunk's records, uint8; None if the file ends before."""
+        """Return a copy of the bytes of a chunk's records, uint8 (bytes,); None if the file ends
+        before."""
         first = (epoch * self.manifest.samples + chunk * self.manifest.chunk) * self.record_bytes
         last = first + len(self.manifest.ordinals(chunk)) * self.record_bytes
         # reading beyond the end of a file that was cut after it was mapped would kill the process
@@ -228,10 +229,11 @@ def _map_file(path: Path) -> np.ndarray:
 
 
 def hash_images(rows: np.ndarray) -> bytes:
-    """Return the digest of a chunk's images, given as rows of the index."""
+    """Return the digest of a chunk's images, `DIGEST` bytes; rows: of the index, int64 (n,)."""
     return hashlib.blake2b(rows.astype("<i8").tobytes(), digest_size=DIGEST).digest()
 
 
 def make_entry(records: bytes, image_hash: bytes) -> bytes:
-    """Return both digests of a chunk from its records and the digest of its images."""
+    """Return both digests of a chunk, 2 * `DIGEST` bytes, from its records and the digest of its
+    images."""
     return image_hash + hashlib.blake2b(records + image_hash, digest_size=DIGEST).digest()

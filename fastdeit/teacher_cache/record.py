@@ -1,8 +1,8 @@
 """Recording of the teacher: plan -> DALI -> mix -> teacher -> cache, chunk by chunk.
 
 The chunks of a job are shared among its ranks. A rank computes its chunks alone, and no micro-batch
-crosses from one chunk into the next: so the records depend on the micro-batch size, never on the
-number of ranks or jobs, or on where recording was stopped.
+has samples of two chunks. So the records depend on the micro-batch size, but not on the number of
+ranks or jobs, or on where recording was stopped.
 """
 
 import time

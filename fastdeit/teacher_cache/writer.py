@@ -126,7 +126,8 @@ class CacheWriter:
     def write(self, epoch: int, chunk: int, records: np.ndarray, images: np.ndarray) -> None:
         """Write one chunk.
 
-        records: from `encode`. images: rows of the index, int64, from which its samples were made.
+        records: (n,), made by `encode`. images: the rows of the index from which the samples were
+        made, int64 (n,). Raises CacheError.
         """
         count = len(self.manifest.ordinals(chunk))
         assert records.dtype == self.manifest.record, "records come from `encode`"
@@ -135,7 +136,7 @@ class CacheWriter:
         self._put(epoch, [(chunk, data, make_entry(data, hash_images(images)))])
 
     def copy(self, source: Cache, epoch: int, chunks: Sequence[int]) -> None:
-        """Copy whole chunks of an epoch out of another cache with an equal manifest."""
+        """Copy whole chunks of an epoch from another cache with an equal manifest."""
         # in groups: the disk is waited for once in each group, and memory holds one group
         for first in range(0, len(chunks), _COPIED_AT_ONCE):
             group = chunks[first : first + _COPIED_AT_ONCE]

@@ -117,7 +117,7 @@ def list_by_step(steps: Sequence[StepStatistics]) -> dict[str, Any]:
 
 def find_step(line: Mapping[str, Any], step: int) -> dict[str, float] | None:
     """Return the values of a step from a line of the log, exactly as they were, or None if the line
-    has none of this step: older versions wrote means alone."""
+    has none of this step: older versions wrote only means."""
     columns = line.get("by_step", {})
     if step not in columns.get("step", ()):
         return None

@@ -16,7 +16,7 @@ from fastdeit.tracking.callbacks import Callback, RunEnd, RunStart
 from fastdeit.tracking.names import group_line, group_scores
 
 _METRICS = ("validation/model/both/top1", "validation/ema/both/top1", "train/loss")
-"""Columns of the HParams tab, beside the settings."""
+"""Columns of the HParams tab, in addition to the settings."""
 
 
 class TensorBoard(Callback):

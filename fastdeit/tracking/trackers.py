@@ -80,6 +80,7 @@ class _Worker:
         self._is_behind = False
 
     def send(self, event: str, *arguments: Any) -> None:
+        """Hand an event to the tracker, and wait for nothing."""
         if self._is_off:
             return
         if not self._thread.ident:

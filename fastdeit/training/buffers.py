@@ -19,7 +19,7 @@ def by_dtype(tensors: Iterable[torch.Tensor]) -> dict[torch.dtype, list[torch.Te
 
 
 def flatten(tensors: Iterable[torch.Tensor]) -> Flats:
-    """Copy tensors into one flat tensor for each dtype."""
+    """Return copies of tensors, in one flat tensor for each dtype."""
     groups = by_dtype(tensors).items()
     return {dtype: torch.cat([one.reshape(-1) for one in group]) for dtype, group in groups}
 

@@ -150,7 +150,7 @@ def note_reduction(config: Config, update: Update) -> list[str]:
 def _build_state(
     config: Config, settings: dict[str, Any], world: World, model: nn.Module
 ) -> TrainerState:
-    """Build the engine, and what belongs to the weights beside it; a collective."""
+    """Build the engine, and the other objects that hold weights; a collective."""
     optim = config.optim
     eval_model = copy.deepcopy(model).to(world.device, precision(config, world)[1]).eval()
     frozen = copy_weights(model, trained=False)

@@ -41,8 +41,8 @@ PEAK_TFLOPS = {
     "RTX 4090": 165.2,
     "RTX 3090": 71.0,
 }
-"""TFLOP/s of dense bf16 products with fp32 sums, by words of the device's name; the longest ones
-that fit count. Source: NVIDIA's data sheets and architecture white papers."""
+"""TFLOP/s of dense bf16 products with fp32 sums, by words of the device's name; of several that
+fit, the longest counts. Source: NVIDIA's data sheets and architecture white papers."""
 
 
 _LESS = {"MIG", "Laptop", "D"}

@@ -29,8 +29,8 @@ class ForwardPass(Protocol):
         """Set the generator that the model draws from in `run`."""
 
     def run(self, model: nn.Module, inputs: torch.Tensor, masks: torch.Tensor | None) -> Any:
-        """Return the model's outputs for what `mix` made of a batch; masks: its
-        `drop_path_mask`."""
+        """Return the model's outputs, logits (B, K) of one head or of both, for what `mix` made of
+        a batch; masks: its `drop_path_mask`."""
 
 
 class PlannedStudent:

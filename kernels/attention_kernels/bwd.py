@@ -8,10 +8,9 @@ qkv, dqkv: (B, N, 3, H, D) contiguous; out, grad (dO): (B, N, H·D); lse: (B, H,
 and dS are rounded to qkv's dtype for their products, sums are fp32. Three forms write the same
 dqkv; the row "attention_bwd" of the table of launches names one:
 
-- whole (bwd_whole.py): one program per image and head holds Q and dO on the chip, loops
-  over the keys and holds dQ in registers: every byte is moved once, in units of N·H·D elements
-  3 + 2 read and 3 written per image. Up to 256 tokens; in fp32, where it would spill registers,
-  16;
+- whole (bwd_whole.py): one program per image and head holds Q and dO on the chip, loops over the
+  keys and holds dQ in registers: every byte is moved once, 3 + 2 read and 3 written per image, in
+  units of N·H·D elements. Up to 256 tokens; in fp32, where it would spill registers, 16;
 - ahead (bwd_whole.py): the same, and each program fetches the inputs of a later one into
   L2. No GPU has run it yet;
 - pair (bwd_pair.py): the dQ kernel, which also writes delta (B, H, N), then the dK/dV
@@ -48,7 +47,8 @@ def _attention_bwd_fake(
 def attention_bwd_triton(
     qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor
 ) -> torch.Tensor:
-    """Launch the kernels; return the gradient of qkv, with its layout, from grad, that of out."""
+    """Launch the kernels; return the gradient of qkv, with its shape and dtype, from grad, that of
+    out. Shapes are in the docstring of this file."""
     # this copies nothing in the student; elsewhere a batch may be sliced, and a gradient expanded
     qkv, out, grad = qkv.contiguous(), out.contiguous(), grad.contiguous()
     _, N, _, _, D = qkv.shape

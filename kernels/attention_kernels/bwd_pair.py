@@ -172,7 +172,8 @@ def launch_pair(
     dq: Launch,
     dkdv: Launch,
 ) -> None:
-    """Write dqkv; dq, dkdv: the launches of the two kernels."""
+    """Write dqkv, the gradient of qkv, from grad, that of out. dq, dkdv: the launches of the two
+    kernels."""
     batch, N, _, H, D = qkv.shape
     bits = 8 * qkv.element_size()
     sizes = {"N": N, "H": H, "D": D, "PAD": padded(D)}

@@ -1,9 +1,9 @@
 """Backward of attention by one program for each image and head.
 
-The formula, the arguments and the choice of a form: bwd.py. In the form "ahead" a program also
-reads, once it has its own inputs, those of the program that will follow it on the same
-multiprocessor, whose number is AHEAD larger: they come into L2 while this one computes. One program
-fills a multiprocessor, so no other hides its wait for memory.
+The formula, the arguments and the choice of a form: bwd.py. In the form "ahead" a program first
+reads its own inputs, then those of the program that will follow it on the same multiprocessor,
+whose number is AHEAD larger. These come into L2 while this program computes. One program fills a
+multiprocessor, so no other hides its wait for memory.
 """
 
 import torch

@@ -2,9 +2,9 @@
 256 tokens.
 
 The formula and the arguments: attention.py. One program per image and head loads K and V once, in
-up to three blocks whose widths add up to little more than N, and loops over blocks of queries, of
-which the next is fetched while one is computed. The bytes are those of the other form, but K and V
-are read once, not from L2 for each block of queries.
+up to three blocks whose widths add up to little more than N. It loops over blocks of queries; the
+next block is fetched while one is computed. The bytes are those of the other form, but K and V are
+read once, not from L2 for each block of queries.
 """
 
 import torch

@@ -126,7 +126,8 @@ def launch_blur(
     allowed: int,
     out: torch.Tensor,
 ) -> None:
-    """Write the blurred images into out; the others in it do not change."""
+    """Write the blurred images into out, uint8 (B, H, W, 3); the others in it do not change. The
+    other arguments are those of `augment`, for one layer."""
     batch, height, width, _ = images.shape
     spare = torch.empty_like(images)
     size = height * width * 3

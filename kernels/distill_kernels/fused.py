@@ -134,11 +134,11 @@ _counters: dict[tuple[int, int], torch.Tensor] = {}
 
 
 def counter_of(device: torch.device) -> torch.Tensor | None:
-    """Return the counter of finished programs for the current stream; it is 0 before and after
-    every launch, so it is never reset.
+    """Return the counter of finished programs for the current stream, int32 (1,); it is 0 before
+    and after every launch, so it is never reset.
 
-    The launches of a stream run one after another and share it. The result is None, and the op
-    makes a counter of its own, on a CPU and while a CUDA graph is captured: two graphs that were
+    The launches of a stream run one after another and share it. On a CPU, and while a CUDA graph is
+    captured, the result is None, and the op makes a counter of its own: two graphs that were
     captured on one stream may be replayed at the same time. The same holds for compiled code, which
     does not call this function.
     """
@@ -235,8 +235,8 @@ def distill_triton(
     legacy: bool,
     with_grads: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Launch the kernel; return loss, base, distill and the gradients of loss, which the backward
-    scales.
+    """Launch the kernel; return loss, base and distill, 0-d fp32, and the gradients of loss (heads,
+    B, K), which the backward scales.
 
     Arguments as checked by `distill`; counter: `counter_of`, or None for a new one. Takes
     CPU tensors under TRITON_INTERPRET=1.

@@ -1,4 +1,5 @@
-"""Mix a batch of pairs on a CPU: `mix_reference` with the same bits, in fewer passes over memory.
+"""Mixing of a batch of pairs on a CPU: `mix_reference` with the same bits, in fewer passes over
+memory.
 
 Only rows whose box is empty are blended; of the others only the box is copied. The loop over rows
 reads `box`, which on a GPU would be a wait, and which torch.compile cannot trace: there

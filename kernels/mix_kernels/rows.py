@@ -9,6 +9,7 @@ from fastdeit.kernels.channels_last import store_channels_last, store_planes
 from fastdeit.kernels.normalise import DTYPES, Pixels, check_pixels
 
 Shape = tuple[int, int, int, int]
+"""The sizes (B, C, H, W) of images."""
 
 
 def shape_of(images: torch.Tensor | Pixels) -> Shape:
@@ -44,8 +45,8 @@ def empty_patches(
 
 
 def make_dense(images: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """Return the images in one of the two memory formats that the kernels read, and whether it is
-    channels last."""
+    """Return the images (B, C, H, W) in one of the two memory formats that the kernels read, and
+    whether it is channels last."""
     channels_last = (
         images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     )

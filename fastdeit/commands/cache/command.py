@@ -34,7 +34,8 @@ from fastdeit.teacher_cache.writer import CacheWriter, create_cache
 def cache_command(argv: Sequence[str]) -> int:
     """Run `fastdeit cache`; return its exit code.
 
-    1: `verify` found damage, or a recording ended early. 2: something cannot be used or done.
+    1: `verify` found damage, or a recording ended early. 2: a command line, settings, a data set or
+    a cache that cannot be used.
     """
     action = argv[0] if argv else ""
     if action in ("-h", "--help"):
@@ -95,7 +96,8 @@ def _check_same_origin(sources: Sequence[Cache]) -> None:
 
 
 def _copy(source: Cache, writer: CacheWriter) -> tuple[int, int, int]:
-    """Copy the chunks that the target lacks; return how many were copied, present, and damaged."""
+    """Copy the chunks that the target lacks; return the numbers of copied chunks, of those that
+    were present, and of damaged ones."""
     copied = present = damaged = 0
     target = Cache(writer.folder)
     for epoch, recorded in enumerate(source.coverage()):
@@ -143,7 +145,7 @@ def _describe_size(cache: Cache) -> str:
 
 
 def _describe_share(cache: Cache, tau: float) -> str:
-    """Return how much of the teacher's probability the recorded classes have."""
+    """Return, as text, the share of the teacher's probability that the recorded classes have."""
     manifest = cache.manifest
     records = read_some_records(cache)
     if not len(records):

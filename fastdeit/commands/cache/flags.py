@@ -30,8 +30,8 @@ def make_parser(action: Callable[..., int]) -> argparse.ArgumentParser:
 
 
 def add_record_flags(parser: argparse.ArgumentParser, used: bool) -> None:
-    """Add the flags of a recording. used: False where they are accepted, so that a whole command
-    can be given again, but change nothing."""
+    """Add the flags of a recording. used: False if they are accepted, so that the command of the
+    recording can be repeated, but have no effect."""
 
     def text(words: str) -> str:
         return words if used else argparse.SUPPRESS
@@ -47,9 +47,9 @@ def add_record_flags(parser: argparse.ArgumentParser, used: bool) -> None:
 
 
 def choose_kind(asked: str | None, distillation_type: str) -> str:
-    """Return the kind of records: the one asked for, or the smallest that the loss can use.
+    """Return the kind of records: the requested one, or the smallest that the loss can use.
 
-    Raises ValueError for one that it cannot use.
+    Raises ValueError for a kind that the loss cannot use.
     """
     is_soft = distillation_type == "soft"
     require(asked != "hard" or not is_soft, "kind", asked, "topk with --distillation-type soft")
@@ -57,7 +57,7 @@ def choose_kind(asked: str | None, distillation_type: str) -> str:
 
 
 def parse_part(text: str) -> JobShard:
-    """Parse --part, as 3/8."""
+    """Parse --part, as 3/8. Raises SettingError."""
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     require(match is not None, "part", text, "NUMBER/JOBS, as 3/8")
     assert match is not None
@@ -65,8 +65,8 @@ def parse_part(text: str) -> JobShard:
 
 
 def parse_epochs(text: str | None) -> list[int]:
-    """Parse --epochs, a number of epochs as in training, or spans as 0-299 or 0-9,20; ascending,
-    empty for None."""
+    """Parse --epochs, a number of epochs as in training, or spans as 0-299 or 0-9,20; return the
+    epochs, ascending; none for None. Raises SettingError."""
     if text is None:
         return []
     if count := training_epochs(text):
@@ -84,6 +84,7 @@ def parse_epochs(text: str | None) -> list[int]:
 
 
 def training_epochs(text: str | None) -> Sequence[str]:
-    """Return --epochs as a flag of the training command, if it is a number of epochs."""
+    """Return --epochs as a flag of the training command if it is a number of epochs, else no
+    flag."""
     is_number = text is not None and re.fullmatch(r"0*[1-9][0-9]{0,5}", text)
     return ["--epochs", str(text)] if is_number else []

@@ -57,7 +57,7 @@ from fastdeit.teacher_cache.record import Chunk, ChunkBatches, find_missing, rec
 from fastdeit.teacher_cache.writer import CacheWriter, create_cache
 
 _MICRO_BATCH = 256
-# how often chunks are recorded again that were spoilt by images found bad on the way
+# how often chunks are recorded again, after images in them were found bad during the recording
 _PASSES = 3
 
 
@@ -94,7 +94,7 @@ def build(argv: Sequence[str]) -> int:
 
 
 def make_build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the flags that the action has beside those of train."""
+    """Return the parser of the action's flags, without those of train."""
     parser = make_parser(build)
     add_record_flags(parser, used=True)
     return parser
@@ -103,8 +103,9 @@ def make_build_parser() -> argparse.ArgumentParser:
 class Job:
     """The samples and the live teacher of a run with train's flags, on this rank.
 
-    action: the cache's, for messages. folder: the cache's; None: that of --cache. Raises ValueError
-    for flags that cannot be used. A collective.
+    action: of `fastdeit cache`, for messages. folder: of the cache; None: that of --cache.
+    Attributes: folder, config, world, dtype, index, plan, options, teacher, quarantine. Raises
+    ValueError for flags that cannot be used. A collective.
     """
 
     def __init__(self, flags: Sequence[str], action: str, folder: Path | None) -> None:
@@ -118,7 +119,7 @@ class Job:
         config = config.replace(distill={"cache": "", "cache_miss": "error"})
         self.world: World = init_distributed()
         micro_batch = config.optim.micro_batch or _MICRO_BATCH
-        # no student is trained: the batch is what the ranks take at a time
+        # no student is trained: the batch is one micro-batch of each rank
         batch_size = micro_batch * self.world.size
         self.config: Config = config.replace(
             optim={"micro_batch": micro_batch, "batch_size": batch_size}
@@ -138,8 +139,8 @@ class Job:
         self.quarantine = self.reload_quarantine()
 
     def choose_epochs(self, asked: Sequence[int]) -> list[int]:
-        """Return the epochs to record, of those asked for (none: all of the run): those that
-        --cache-period repeats later. Raises ValueError if none is left."""
+        """Return the epochs to record: of `asked` (none: all of the run), those within the
+        --cache-period, which repeats them. Raises ValueError if none is left."""
         period = self.config.distill.cache_period
         chosen = [
             epoch
@@ -151,7 +152,7 @@ class Job:
         return chosen
 
     def reload_quarantine(self) -> Quarantine:
-        """Exclude the images that any rank or job has found bad."""
+        """Exclude the images that any rank or job has found bad; return the new quarantine."""
         self.quarantine = Quarantine(self.index, self.config.data.bad_images, self._bad_images)
         self.plan.exclude(self.quarantine.rows)
         return self.quarantine
@@ -159,7 +160,8 @@ class Job:
     def describe_cache(self, kind: str, k: int | None, begun: Manifest | None = None) -> Manifest:
         """Return the manifest of a cache that this job would record.
 
-        k: None: the default. begun: that of a cache to be continued, maybe in an older format.
+        kind: "hard" or "topk"; k: logits per sample, None for the default. begun: the manifest of a
+        cache that is continued, perhaps in an older format.
         """
         samples = self.plan.num_images // 2 * 2
         facts = collect_sample_facts(self.config, self.plan, self.index, self.options.describe())
@@ -182,6 +184,7 @@ class Job:
         return dataclasses.replace(manifest, k=default if k is None else k, tau=tau)
 
     def loader(self, batches: Sequence[tuple[int, np.ndarray]], micro_batch: int) -> OrdinalLoader:
+        """Return a loader of samples; batches: the epoch and the ordinals of each."""
         return OrdinalLoader(
             self.index,
             self.plan,
@@ -199,7 +202,7 @@ def _reserve(writer: CacheWriter, manifest: Manifest, chunks: Sequence[Chunk]) -
 
 
 def find_spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the spans [first, end) of neighbours among ascending numbers."""
+    """Return the spans [first, end) of successive numbers among ascending ones."""
     spans: list[tuple[int, int]] = []
     for number in numbers:
         if spans and spans[-1][1] == number:
@@ -210,11 +213,11 @@ def find_spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _record_missing(job: Job, writer: CacheWriter, chunks: Sequence[Chunk]) -> int:
-    """Record the chunks that are missing, each rank its share; return how many still are."""
+    """Record the missing chunks, each rank its share; return the number that is still missing."""
     for done in range(_PASSES + 1):
         job.reload_quarantine()
         images = job.plan.images if len(job.quarantine) else None
-        # one list for all ranks: a rank that looked later would see what others have recorded
+        # one list for all ranks: a later look would not find what other ranks have recorded
         todo = on_rank0(functools.partial(find_missing, writer.folder, chunks, images))
         if not todo or done == _PASSES:
             break
@@ -243,7 +246,7 @@ def _record_share(job: Job, writer: CacheWriter, share: Sequence[Chunk]) -> None
 
 
 class _Report:
-    """Progress of rank 0's share of the samples, whose rate stands for the other ranks'."""
+    """The progress of rank 0's share of the samples; the other ranks are assumed to be as fast."""
 
     def __init__(self, total: int, world: World, heading: str) -> None:
         self._total = total

@@ -27,7 +27,7 @@ from fastdeit.teacher_cache.tail import compare_soft
 _MOST_EPOCHS = 8
 
 Batches = list[tuple[int, np.ndarray]]
-"""Epoch and ordinals of each micro-batch."""
+"""The epoch and the ordinals of each micro-batch."""
 
 
 def sample(argv: Sequence[str]) -> int:
@@ -50,7 +50,7 @@ def sample(argv: Sequence[str]) -> int:
 
 
 def make_sample_parser() -> argparse.ArgumentParser:
-    """Return the parser of the flags that the action has beside those of train."""
+    """Return the parser of the action's flags, without those of train."""
     parser = make_parser(sample)
     add_record_flags(parser, used=False)
     parser.add_argument("cache", type=Path, help="the cache's folder")
@@ -75,7 +75,8 @@ def _check_origin(cache: Cache, job: Job) -> None:
 class Agreement:
     """The agreement of a cache with its live teacher, summed over batches.
 
-    distance: the largest difference of a recorded logit. soft: sums of the fields of `SoftCost`.
+    samples: their number; same: samples of the same class; distance: the largest difference of a
+    recorded logit; soft: float32 (3,), sums of the fields of `SoftCost`.
     """
 
     manifest: Manifest
@@ -127,8 +128,8 @@ def _compare(cache: Cache, job: Job, batches: Batches, micro_batch: int) -> Agre
 def _draw_samples(
     coverage: np.ndarray, manifest: Manifest, number: int, micro_batch: int
 ) -> Batches:
-    """Draw about `number` recorded samples as pairs from a few epochs; return them in
-    micro-batches."""
+    """Draw about `number` recorded samples, as pairs, from a few epochs; return them in
+    micro-batches. Raises CacheError if nothing is recorded."""
     random = np.random.default_rng()
     recorded_epochs = np.flatnonzero(coverage.any(1))
     if not recorded_epochs.size:

@@ -5,7 +5,7 @@ fastdeit fetch URL DIR [--num-workers 8] [--dry-run]
 URL is a folder, a file, or a pattern such as s3://bucket/set/train-{0000..0127}.tar, at s3://,
 gs://, hf://datasets/OWNER/NAME, https:// or another protocol of fsspec. A folder at https:// must
 have a list: pack.json or SHA256SUMS. Files are verified and get their names when they are whole.
-The same command continues an interrupted fetch, and later fetches what has changed.
+The same command continues an interrupted fetch, and later fetches the files that have changed.
 
 Exit codes: 0; 1: the source failed or did not answer, and the same command continues; 2: a URL, a
 folder, credentials or a disk that cannot be used; 130: interrupted.
@@ -35,10 +35,10 @@ _INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class FetchFlags(Section):
-    """How to fetch."""
+    """The transfer of the files."""
 
     num_workers: int = WORKERS
-    """Files, or parts of large files, that are fetched at the same time."""
+    """Files, or blocks of large files, that are fetched at the same time."""
     dry_run: bool = False
     """List the files that would be fetched, and write nothing."""
 
@@ -82,7 +82,7 @@ def fetch_command(argv: Sequence[str]) -> int:
 
 
 def _show(terminal: Terminal, url: str, folder: Path) -> None:
-    """Print the files that a fetch would bring, and the room that they need."""
+    """Print the files that a fetch would bring, and the room for them."""
     with open_source(url) as source:
         listing = compare(source, url, Journal(folder, terminal.say))
     for file in listing.missing:

@@ -1,11 +1,11 @@
-"""`fastdeit index PATH`: check the images of a data set, store the tables that training starts
-from, and describe them.
+"""`fastdeit index PATH`: check the images of a data set, store the index for training, and describe
+it.
 
 fastdeit index PATH [--check auto|headers|decode] [--part I/N] [--train-split train] [--val-split
 val] [--bad-images skip|error] [--num-workers N]
 
-An image that was checked once is not checked again unless it has changed. The same command
-continues where an interrupted one has stopped.
+An image that was checked is not checked again unless it has changed. The same command continues
+after an interrupt.
 
 Exit codes: 0; 2: a mistake in the command line, a data set that cannot be used, or bad images with
 --bad-images error; 130: interrupted.
@@ -54,14 +54,14 @@ class IndexOptions:
     """The flags of `fastdeit index`."""
 
     path: tyro.conf.Positional[str]
-    """The folder or URL that train's --data-path will name (formats: docs/data.md)."""
+    """The folder or URL of the data set, as --data-path of train (formats: docs/data.md)."""
     train_split: str = "train"
     """A name, a list, or a pattern of shards."""
     val_split: str = "val"
     """In the same forms as --train-split."""
     check: CheckKind = "auto"
-    """decode: each image, as a whole; headers: the first bytes of each, which takes a twentieth of
-    the time; auto: decode, but headers of more than 100,000 images or 8 GiB of them."""
+    """decode: decode each image; headers: check the first bytes of each, in a twentieth of the
+    time; auto: decode, but headers for more than 100,000 images or 8 GiB of them."""
     part: str = "1/1"
     """With --check decode: I/N decodes the I-th of N parts of each split."""
     bad_images: Literal["skip", "error"] = "skip"
@@ -92,7 +92,8 @@ def index_command(argv: Sequence[str]) -> int:
 
 
 def parse_part(text: str, check: CheckKind) -> tuple[int, int]:
-    """Return the numbers of --part. Raises SettingError, also for a part of what is not decoded."""
+    """Return the two numbers of --part. Raises SettingError, also for a part of images that are not
+    decoded."""
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     number, parts = (int(match[1]), int(match[2])) if match else (0, 0)
     require(1 <= number <= parts, "part", text, "I/N, from 1/N to N/N")
@@ -101,7 +102,7 @@ def parse_part(text: str, check: CheckKind) -> tuple[int, int]:
 
 
 def _index_splits(terminal: Terminal, root: Path, options: IndexOptions, wanted: ImageCheck) -> int:
-    """Index both splits and print what they hold; return the number of bad images."""
+    """Index both splits and print their facts; return the number of bad images."""
     workers = options.num_workers or None
     classes = None
     bad = 0
@@ -125,7 +126,7 @@ def _index_splits(terminal: Terminal, root: Path, options: IndexOptions, wanted:
 
 
 def _print_split(terminal: Terminal, root: Path, split: str, table: pa.Table) -> int:
-    """Print a split's facts and its damaged images; return how many those are."""
+    """Print a split's facts and its damaged images; return the number of the latter."""
     shown = Table("split", split, title=None)
     for name, text in split_report(table).items():
         shown.add_row(name, text)
@@ -142,8 +143,8 @@ def _print_split(terminal: Terminal, root: Path, split: str, table: pa.Table) ->
 
 
 def _write_excluded(places: Sequence[Path], excluded: Sequence[str]) -> Path | None:
-    """Write the list beside the table, in the first place that can be written; return its path, or
-    None. Remove an old list if no image is excluded."""
+    """Write the list of excluded images beside the table, at the first place that can be written;
+    return its path, or None. Remove an old list if no image is excluded."""
     for place in places:
         file = place.with_name(f"{place.stem}-left-out.txt")
         try:
@@ -158,7 +159,7 @@ def _write_excluded(places: Sequence[Path], excluded: Sequence[str]) -> Path | N
 
 
 def split_report(table: pa.Table) -> dict[str, str]:
-    """Describe a split's table (`split_table`, all columns), as text by heading."""
+    """Return the facts of a split's table (`split_table`, all columns), as text by heading."""
     good = table.filter(pc.is_null(table["fault"]))
     report = {"images": f"{len(good):,}", "excluded": f"{len(table) - len(good):,}"}
     if not len(good):

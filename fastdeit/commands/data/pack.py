@@ -5,7 +5,7 @@ fastdeit pack DATA OUTPUT [--resize 288] [--quality 90] [--copy] [--format shard
 fastdeit pack OUTPUT --verify
 
 Each image is shrunk once and stored as a JPEG, so its pixels differ from the source's; the command
-reports by how much. The same command continues where an interrupted one has stopped.
+reports the difference. The same command continues after an interrupt.
 
 Exit codes: 0; 1: --verify found damage; 2: a mistake in the command line, a data set or a folder
 that cannot be used; 130: interrupted.
@@ -40,7 +40,7 @@ from fastdeit.storage.urls import is_url
 
 _INTERRUPTED = 130
 _TEACHER = ("--model", "regnety_040", "--distillation-type", "none")
-"""A first run on a new data set trains a teacher: a student needs one."""
+"""The flags of a first run on a new data set, which trains the teacher of later students."""
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
@@ -49,15 +49,15 @@ class ImageFlags(Section):
     """The images to write."""
 
     resize: int = 288
-    """Pixels of the short side; smaller images keep their size. 288 is enough for 224 x 224 in
+    """Pixels of the short side; smaller images are not enlarged. 288 is enough for 224 x 224 in
     training and evaluation, 440 for 384 x 384."""
     quality: int = 90
-    """Of the JPEG files, 1 to 100."""
+    """Quality of the JPEG files, 1 to 100."""
     subsampling: Subsampling = "4:2:0"
-    """4:2:0 halves the resolution of colours; 4:4:4 keeps it, in about 1.25 times the bytes and
-    1.4 times the time of decoding."""
+    """4:2:0 halves the resolution of colours; 4:4:4 stores the full one, in about 1.25 times the
+    bytes and 1.4 times the time of decoding."""
     copy: bool = False
-    """Do not touch the bytes of any image."""
+    """Copy the bytes of every image, without a change."""
     bad_images: Literal["skip", "error"] = "skip"
     """skip: exclude damaged images, and list them; error: exit."""
 
@@ -80,11 +80,12 @@ class OutputFlags(Section):
     format: Layout = "shards"
     """shards: tar files as WebDataset's, for any source; folder: a folder for each class."""
     shard_size: str = "5000"
-    """Images of a shard, or about so many bytes, such as 256MB."""
+    """Size of a shard: a number of images, or of bytes, such as 256MB (about)."""
     train_split: str = "train"
-    """In DATA: a name, a list, or a pattern of shards; it is called train in OUTPUT."""
+    """Training split in DATA: a name, a list, or a pattern of shards; its name in OUTPUT is
+    train."""
     val_split: str = "val"
-    """In the same forms; it is called val in OUTPUT."""
+    """Validation split in DATA, in the same forms; its name in OUTPUT is val."""
     num_workers: int = 0
     """Processes that read and write; 0: one for each core."""
     verify: bool = False
@@ -106,7 +107,7 @@ class PackOptions:
     data: tyro.conf.Positional[str]
     """The folder or URL of a data set, in any format of docs/data.md."""
     output: tyro.conf.Positional[str] = ""
-    """A new folder, or one in which this command was interrupted."""
+    """A new folder, or that of an interrupted packing."""
     images: ImageFlags = field(default_factory=ImageFlags)
     files: OutputFlags = field(default_factory=OutputFlags)
 
@@ -156,7 +157,8 @@ def _verify(terminal: Terminal, options: PackOptions) -> int:
 
 
 def _make_job(options: PackOptions) -> Packing:
-    """Return what to pack; the source is indexed. Raises ValueError for what cannot be used."""
+    """Index the source, and return the task. Raises ValueError for a source or a folder that cannot
+    be used."""
     if not options.output:
         raise ValueError("OUTPUT must be given (--help explains it)")
     flags = options.files
@@ -215,7 +217,7 @@ def _report(terminal: Terminal, job: Packing, summary: Summary) -> None:
 
 
 def _count(files: Sequence[PartRecord]) -> str:
-    """Return the images and the shards of each split, in words."""
+    """Return the numbers of images and shards of each split, as text."""
     counts = []
     for split in dict.fromkeys(record.split for record in files if record.split):
         parts = [record for record in files if record.split == split]

@@ -1,11 +1,11 @@
-"""`fastdeit preview`: draw what the model will see of chosen samples.
+"""`fastdeit preview`: draw chosen samples as the model will see them.
 
 fastdeit preview --recipe deit --data-path IMAGENET -o preview.png [--ordinals 0-7] [--sheet]
 
 A row of the picture is a sample: the stored image with its crop, the crop resized and flipped, the
-image after each operation, the image normalised and erased, and at last mixed with its partner. The
-last two come from the training pipeline itself. The plan decides everything, so the same ordinals
-always give the same picture.
+image after each operation, the image normalised and erased, and the image mixed with its partner.
+The last two come from the training pipeline itself. The plan decides everything, so the same
+ordinals always give the same picture.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Cell:
     """uint8 (H, W, 3)."""
     title: str
     box: tuple[int, ...] | None = None
-    """y, x, height, width of a frame drawn on it."""
+    """A frame that is drawn on the picture: y, x, height, width."""
 
 
 def preview_command(argv: Sequence[str]) -> int:
@@ -77,13 +77,13 @@ def preview_command(argv: Sequence[str]) -> int:
 
 
 def make_preview_parser() -> argparse.ArgumentParser:
-    """Return the parser of the flags that preview has beside those of train."""
+    """Return the parser of preview's flags, without those of train."""
     details = (__doc__ or "").partition("\n\n")[2]
     more = "Flags of train, as --recipe, --data-path, --aa and --seed, decide the samples."
     parser = argparse.ArgumentParser(
         prog="fastdeit preview",
         usage="fastdeit preview [FLAGS] [flags of train]",
-        description=f"Draw what the model will see of chosen samples.\n\n{details}",
+        description=f"Draw chosen samples as the model will see them.\n\n{details}",
         epilog=f"{more} They are listed by fastdeit train --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -102,7 +102,7 @@ def make_preview_parser() -> argparse.ArgumentParser:
 
 
 def parse_ordinals(text: str) -> np.ndarray:
-    """Parse --ordinals, as 0-7 or 3,5,12-14: int64. Raise ValueError for anything else."""
+    """Parse --ordinals, as 0-7 or 3,5,12-14: int64 (B,). Raises ValueError for another text."""
     ordinals: list[int] = []
     try:
         for part in text.split(","):
@@ -118,7 +118,7 @@ def parse_ordinals(text: str) -> np.ndarray:
 def samples(
     index: Index, plan: Plan, config: Config, ordinals: np.ndarray, epoch: int
 ) -> list[list[Cell]]:
-    """Return a row of cells for each ordinal (int64 (B,))."""
+    """Return one row of cells for each ordinal (int64 (B,)): the steps of its sample."""
     pairs = np.stack((ordinals, ordinals ^ 1), 1).reshape(-1)
     draws = plan.draw(epoch, pairs)
     images = _run_pipeline(index, plan, config, draws)
@@ -202,7 +202,8 @@ def _arguments(op: int) -> list[tuple[float, str]]:
 
 
 def _run_pipeline(index: Index, plan: Plan, config: Config, draws: SampleParams) -> torch.Tensor:
-    """Return what the training pipeline makes of the draws, on the CPU: float32 (B, 3, S, S)."""
+    """Return the output of the training pipeline for the draws, on the CPU: float32 (B, 3, S,
+    S)."""
     config = config.replace(augment={"augment_device": "cpu"})
     options = pipeline_options(config, World(0, 1, 0, 1, torch.device("cpu")))
     options = dataclasses.replace(
@@ -214,7 +215,7 @@ def _run_pipeline(index: Index, plan: Plan, config: Config, draws: SampleParams)
 
 
 def _save(path: Path, rows: Sequence[Sequence[Cell]], title: str) -> None:
-    """Write the picture. Raise ValueError if it cannot be written or drawn."""
+    """Write the picture. Raises ValueError if it cannot be written or drawn."""
     pictures = [[(cell.picture, cell.title, cell.box) for cell in row] for row in rows]
     try:
         from fastdeit.display.figures import save_grid  # matplotlib imports slowly

@@ -1,7 +1,7 @@
-"""`fastdeit analyse CHECKPOINT`: what its tokens, attention heads and answers have in common.
+"""`fastdeit analyse CHECKPOINT`: compare its tokens, attention heads and answers.
 
-CHECKPOINT is a run folder, a file, local-dir:FOLDER, hf-hub:NAME, https://..., or a timm model;
-for a run of ours, --data-path, --val-split and the teacher are those of the run, and the recorded
+CHECKPOINT is a run folder, a file, local-dir:FOLDER, hf-hub:NAME, https://..., or a timm model; for
+a run of fastdeit, --data-path, --val-split and the teacher are those of the run, and its recorded
 answers for all validation images are compared.
 
 Exit codes: 0; 2 for a command line, weights or a data set that cannot be used.
@@ -42,9 +42,9 @@ class AnswerFlags(Section):
     images: int = IMAGES
     """Images that show tokens and attention, spread evenly over the split; 0: all."""
     class_map: str = ""
-    """The match of data set's classes and model's outputs, as in `fastdeit evaluate`."""
+    """How the data set's classes match the model's outputs, as in `fastdeit evaluate`."""
     other: str = ""
-    """A second checkpoint, whose answers are compared too."""
+    """A second checkpoint, whose answers are compared, too."""
     json: bool = False
     """Print one JSON value in place of tables."""
 
@@ -93,21 +93,21 @@ def analyse_command(argv: Sequence[str]) -> int:
 
 
 def _find_whole_run(checkpoint: str) -> RunFolder | None:
-    """Return the run whose folder CHECKPOINT is, not a file in it."""
+    """Return the run if CHECKPOINT is its folder, not a file in it; else None."""
     run = find_run(checkpoint)
     is_whole = run is not None and run.path == Path(checkpoint.removeprefix(LOCAL)).resolve()
     return run if is_whole else None
 
 
 def _asks_recorded(options: AnalyseOptions) -> bool:
-    """Return True if the run's own evaluation has all answers that are asked for."""
+    """Return True if the run's own evaluation has all requested answers."""
     is_own = options.data == DataFlags() and options.teacher == TeacherOptions()
     return is_own and not options.answers.other
 
 
 def _read_recorded(run: RunFolder) -> tuple[Disagreement, str] | None:
-    """Return the disagreement in the newest evaluation of a run, and where it is from; None if the
-    run has recorded none, or, with a note, if the file is damaged."""
+    """Return the disagreement in the newest evaluation of a run, and a text on its origin; None if
+    the run has recorded none, or, with a note, if the file is damaged."""
     try:
         found = read_predictions(run.predictions)
     except ValueError as error:
@@ -120,7 +120,8 @@ def _read_recorded(run: RunFolder) -> tuple[Disagreement, str] | None:
 
 
 def _load_models(options: AnalyseOptions, run: RunFolder | None) -> dict[str, LoadedModel]:
-    """Return the models by the name of their answers; run: whose EMA is one of them."""
+    """Return the models, by the names of their answers; run: the run whose EMA is added, or
+    None."""
     weights = options.weights
     device = weights.find_device()
     name = "ema" if weights.ema else "model"
@@ -199,7 +200,8 @@ def _show_layers(terminal: Terminal, found: TokenAnalysis) -> None:
 
 
 def _tabulate(found: Disagreement, source: str) -> Table:
-    """Return a table whose columns are the rows by number, so that it fits into a terminal."""
+    """Return a table whose columns have the numbers of the rows, so that it fits into a
+    terminal."""
     title = f"disagreement in percent, {source}"
     names = [f"{number} {name}" for number, name in enumerate(found.names, 1)]
     columns = [Column(str(number), justify="right") for number in range(1, len(names) + 1)]

@@ -1,7 +1,7 @@
 """`fastdeit evaluate CHECKPOINT --data-path DATA`: score a checkpoint on a data set.
 
-CHECKPOINT is a run folder, a file, local-dir:FOLDER, hf-hub:NAME, https://..., or a timm model;
-for a run of ours, --data-path and --val-split are those of the run. On all GPUs of the machine:
+CHECKPOINT is a run folder, a file, local-dir:FOLDER, hf-hub:NAME, https://..., or a timm model; for
+a run of fastdeit, --data-path and --val-split are those of the run. On all GPUs of the machine:
 deepspeed --module fastdeit evaluate CHECKPOINT ... (its launcher prints on stdout, too; with --json
 add -q before --module).
 
@@ -46,7 +46,7 @@ from fastdeit.models.sources import find_run
 from fastdeit.storage.urls import is_url
 
 _SHOWN = 10
-"""Most classes, confusions and damaged images that are printed."""
+"""The largest number of classes, confusions and damaged images that are printed."""
 _LETTERS = 36  # of a class in a table
 
 
@@ -120,9 +120,9 @@ def evaluate_command(argv: Sequence[str]) -> int:
 
 
 def find_data(checkpoint: str, data: DataFlags) -> Config:
-    """Return settings that name the data set and its val_split: those that flags name, else those
-    of the run whose folder has the checkpoint. Raises ValueError if neither names a data set, and
-    if that of the run is not here."""
+    """Return settings that name the data set and its val_split: those of the flags, else those of
+    the run whose folder has the checkpoint. Raises ValueError if neither names a data set, or that
+    of the run is not on this machine."""
     split = {"val_split": data.val_split} if data.val_split else {}
     if data.data_path:
         return Config().replace(data={"data_path": data.data_path, **split})
@@ -155,7 +155,7 @@ def _load(options: EvaluateOptions, world: World) -> LoadedModel:
 
 
 def _report(done: Evaluation, result: ResultFlags) -> None:
-    """Print the scores, then write the files: one that fails loses no score."""
+    """Print the scores, then write the files, so that a failed write loses no score."""
     if result.json:
         print_json(Terminal(), done.describe())
     else:
@@ -196,7 +196,7 @@ def _show(terminal: Terminal, done: Evaluation) -> None:
 
 
 def _show_classes(terminal: Terminal, done: Evaluation) -> None:
-    """Print the classes of the lowest top-1."""
+    """Print the classes with the lowest top-1."""
     rows = sorted(done.list_classes(), key=lambda row: row["both_top1"])
     few = f"the {_SHOWN} lowest of {len(rows):,}; all: --output FILE.csv"
     title = "classes" if len(rows) <= _SHOWN else few
@@ -221,7 +221,7 @@ def _show_confusions(terminal: Terminal, done: Evaluation) -> None:
 
 
 def _name_rows(done: Evaluation) -> dict[str, str]:
-    """Return what a table shows for each class: its name, and what an ImageNet code means."""
+    """Return the text of each class in a table: its name, and the meaning of an ImageNet code."""
     names = done.classes.names
     return {
         entry.name: shorten(f"{entry.name} {entry.meaning}".rstrip(), _LETTERS)

@@ -1,11 +1,11 @@
-"""`fastdeit export CHECKPOINT --output PATH`: hand trained weights on to other programs.
+"""`fastdeit export CHECKPOINT --output PATH`: write trained weights for other programs.
 
 PATH decides the form: a new folder for timm and the Hugging Face Hub, FILE.onnx for ONNX, FILE.pt2
-for torch.export. What was written is loaded again and compared with the model on photographs; only
-an export that computes the same gets its name.
+for torch.export. The written export is loaded again and compared with the model on photographs;
+only an export with the same results gets its name.
 
 Exit codes: 0; 2 for a mistake in the command line, weights that cannot be exported, and an export
-that computes something else.
+with other results.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class FormFlags(Section):
     heads: Heads = "mean"
     """Outputs of a file: the mean of a DeiT's two heads, or both, as cls and dist."""
     precision: Precision = "fp32"
-    """Of the weights and, in a file, of the arithmetic; bf16 not for ONNX."""
+    """Precision of the weights and, in a file, of the arithmetic; bf16 not for ONNX."""
     json: bool = False
     """Print one JSON value in place of a line."""
 
@@ -53,8 +53,8 @@ class ExportOptions:
 def export_command(argv: Sequence[str]) -> int:
     """Run `fastdeit export`; return 0.
 
-    Exit with code 2 for a command line or weights that cannot be used, and for an export that
-    computes something else.
+    Exit with code 2 for a command line or weights that cannot be used, and for an export with
+    other results.
     """
     with one_line_errors():
         options = parse_options(argv, ExportOptions, "fastdeit export", __doc__ or "")

@@ -37,7 +37,7 @@ class ReadFlags(Section):
     """The reading of images."""
 
     exif_rotate: bool = False
-    """Turn images as their EXIF orientation says; training uses them as stored."""
+    """Rotate images by their EXIF orientation; training uses them as stored."""
     batch_size: int = 32
     """Images in a batch."""
     num_workers: int = 0
@@ -53,13 +53,13 @@ class ResultFlags(Section):
     """The results to print and write."""
 
     top_k: int = 5
-    """Classes of each image, the most probable ones."""
+    """Number of classes for each image, the most probable ones."""
     json: bool = False
     """Print one JSON value in place of tables."""
     output: str = ""
     """Also write a table, FILE.csv or FILE.json: a row for each image and class."""
     attention: str = ""
-    """Also draw attention maps, FILE.png; of several images FILE-1.png, FILE-2.png, ..."""
+    """Also draw attention maps, FILE.png; for several images FILE-1.png, FILE-2.png, ..."""
 
     def check(self) -> None:
         self._require_each(["top_k"], 1)
@@ -74,7 +74,7 @@ class PredictOptions:
     """The flags of `fastdeit predict`."""
 
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE ...")]
-    """Files, folders (with all that is below them), or quoted patterns, as 'photos/**/*.jpg'."""
+    """Files, folders (with all images below them), or quoted patterns, as 'photos/**/*.jpg'."""
     checkpoint: Annotated[str, CHECKPOINT]
     weights: WeightsFlags = field(default_factory=WeightsFlags)
     view: ViewOptions = field(default_factory=ViewOptions)
@@ -156,7 +156,7 @@ def _describe(
 
 
 def _name_sheet(path: Path, number: int, count: int) -> Path:
-    """Return the file of an image's attention maps, the given one if there is one image."""
+    """Return the file of an image's attention maps: the given one if there is one image."""
     return path if count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
@@ -180,8 +180,8 @@ def _draw(
 
 
 def _arrange_maps(maps: AttentionMaps) -> list[list[tuple[str, np.ndarray]]]:
-    """Return names and maps in rows: rollout and the mean of the last layer's heads, then two heads
-    a row; each as CLS beside DIST."""
+    """Return names and maps, (h, w), in rows: rollout and the mean of the last layer's heads, then
+    two heads a row; each for CLS and, beside it, for DIST."""
     last = maps.heads[0]  # (T, H, h, w)
     named = {"rollout": maps.rollout[0], "mean of heads": last.mean(1)}
     named |= {f"head {head + 1}": last[:, head] for head in range(last.shape[1])}

@@ -1,1 +1,1 @@
-"""The commands on runs: train, replay."""
+"""The commands on runs: train, estimate, compare, report, replay."""

@@ -1,10 +1,10 @@
 """`fastdeit compare RUN RUN ...`: print how runs differ.
 
-RUN is the --output-dir of a run, finished or not, or a metrics.jsonl. Compared are settings (with
-each other, and with the recipe of each), samples, inputs, machines, speed, results and losses. What
-an older version did not record has no value. Where both runs stored the class of each validation
-image, McNemar's test says whether the accuracies of a head differ by more than chance: p below
-0.05 is the usual sign.
+RUN is the --output-dir of a run, finished or not, or a metrics.jsonl. The command compares settings
+(with each other, and with the recipe of each), samples, inputs, machines, speed, results and
+losses. A fact that an older version did not record has no value. If both runs stored the class of
+each validation image, McNemar's test shows whether the accuracies of a head differ by more than
+chance, which is usually assumed if p is below 0.05.
 
 Exit codes: 0; 2 for a command line or a folder that cannot be used.
 """
@@ -27,7 +27,7 @@ from fastdeit.report.differences import Differences, Group, compare_runs
 from fastdeit.report.record import RunRecord, read_run
 
 _WHOLE = {"recipe", "samples", "speed", "results", "losses"}
-"""Groups of which also the rows are printed that do not differ."""
+"""The groups whose equal rows are printed, too."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _show(
 
 
 def _describe_equal(group: Group, records: Sequence[RunRecord]) -> str:
-    """Return in words why a group has no row to print."""
+    """Return a text on why a group has no row to print."""
     counts = [len(row.known) for row in group.rows]
     if group.title == "settings":  # its rows are those that differ
         counts = [sum(record.settings is not None for record in records)]

@@ -1,9 +1,9 @@
 """`fastdeit estimate [--recipe NAME] --gpus 8 --gpu h100`: what a run will need, before it starts.
 
-Steps, hours, memory, CPU cores, bandwidth, room on the disk and cost, of a run with any flags of
+Steps, hours, memory, CPU cores, bandwidth, room on the disk and cost of a run with any flags of
 `fastdeit train`. Each line has its source: counted (from the settings), measured (a committed row),
-or model (docs/estimate.md has the formulas, which no GPU has confirmed). Nothing is trained or
-read, but the index of --data-path if there is one.
+or model (docs/estimate.md has the formulas, which no GPU has confirmed). Nothing is trained, and
+nothing is read except the index of --data-path, if there is one.
 
 Exit codes: 0; 2 for a command line that cannot be used.
 """
@@ -34,16 +34,17 @@ class EstimateOptions(Section):
     gpu: str = "h100"
     """b200, h200, h100, a100, l40s, rtx-4090 and others (docs/estimate.md), or cpu."""
     gpus: int = 8
-    """GPUs of all machines; with --gpu cpu processes, a core each."""
+    """Number of GPUs on all machines; with --gpu cpu, of processes with a core each."""
     gpus_per_machine: int = 8
     """GPUs in a machine."""
     images: int | None = None
-    """Training images, in place of those of the index of --data-path or of the recipe's data
-    set."""
+    """Number of training images, instead of that of the index of --data-path or of the recipe's
+    data set."""
     price: float | None = None
     """Price of a GPU for an hour, in any currency."""
     disk_gb_per_s: float | None = None
-    """10^9 bytes a second that the disk with the checkpoints writes; without it as measured."""
+    """Speed of writing on the disk with the checkpoints, in 10^9 bytes a second; without it a
+    measured one."""
     json: bool = False
     """Print one JSON value in place of a table."""
 
@@ -88,7 +89,7 @@ def _show(terminal: Terminal, found: Estimate) -> None:
 
 
 def _describe(line: Line, number: int) -> tuple[str, ...]:
-    """Return the cells of a line; number: of its basis, below the table."""
+    """Return the cells of a line; number: that of its basis in the list below the table."""
     source = f"{line.source} [{number}]"
     if line.value is None:
         return line.name, "?", "", source
@@ -99,7 +100,7 @@ def _describe(line: Line, number: int) -> tuple[str, ...]:
 
 
 def show_number(value: float) -> str:
-    """Return a count as it is, any other number with three digits."""
+    """Return a whole number with all digits, any other number with three."""
     if value == int(value) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"

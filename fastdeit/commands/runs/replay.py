@@ -1,21 +1,21 @@
-"""`fastdeit replay RUN --step N`: repeat one step of a run, and show what went into it.
+"""`fastdeit replay RUN --step N`: repeat one step of a run, and show its samples and losses.
 
 fastdeit replay RUN --step N [--output DIR] [--data-path DATA] [--teacher-path FILE]
 On as many processes as the run had:
 deepspeed --no_local_rank --module fastdeit replay RUN --step N
 
-RUN is the --output-dir of the run, whose settings are read there; relative paths in them are those
-of the folder where the run was started. Name --data-path or --teacher-path if the data set or the
+RUN is the --output-dir of the run, whose settings are read from it; relative paths in them start at
+the folder where the run was started. Name --data-path or --teacher-path if the data set or the
 teacher has another place now.
 
-Step N is the one that follows N finished steps, so the first is step 0. It begins with checkpoint
-`step-N`; failure files, bad-steps.jsonl and spikes.jsonl also call it N; in metrics.jsonl, which
-counts finished steps, it belongs to the first line above N. DIR (default: RUN/replay-N) gets the
-images as PNG, plan.json and step.json.
+Step N follows N finished steps, so the first is step 0. It begins with checkpoint `step-N`; failure
+files, bad-steps.jsonl and spikes.jsonl also call it N; in metrics.jsonl, which counts finished
+steps, it belongs to the first line above N. The images as PNG, plan.json and step.json are written
+to DIR (default: RUN/replay-N).
 
 The newest state from before the step is loaded, and trained up to the step in memory; nothing else
-in the folder is touched. On fewer processes than the run had, each stands for several, one after
-the other, which changes nothing but the order in which gradients are summed. Exit code 1: the
+in the folder is changed. With fewer processes than the run had, each does the work of several, one
+after the other, which changes only the order in which gradients are summed. Exit code 1: the
 samples, the teacher or the initial weights are not those that the run recorded.
 """
 
@@ -63,7 +63,7 @@ def replay_command(argv: Sequence[str]) -> int:
     """Run `fastdeit replay`; return its exit code.
 
     1: samples, teacher or initial weights are not those that the run recorded. 2: the step cannot
-    be run again.
+    be repeated.
     """
     if {"-h", "--help"} & set(argv):
         Terminal().say(__doc__ or "")
@@ -88,7 +88,7 @@ def replay_command(argv: Sequence[str]) -> int:
 
 
 def make_replay_parser() -> argparse.ArgumentParser:
-    """Return the parser of the flags that replay has beside those of train."""
+    """Return the parser of replay's flags, without those of train."""
     parser = argparse.ArgumentParser(prog="fastdeit replay", add_help=False, allow_abbrev=False)
     parser.add_argument("run", help="the run's folder")
     parser.add_argument("--step", type=int, required=True, help="finished steps before it")
@@ -98,7 +98,7 @@ def make_replay_parser() -> argparse.ArgumentParser:
 
 
 def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
-    """Return the settings with the form of the attempt in which the step was trained. Raise
+    """Return the settings with the form of the attempt in which the step was trained. Raises
     ValueError if these processes cannot share its work equally."""
     attempt = history.attempt
     sizes = [size for size in range(1, attempt.world_size + 1) if attempt.world_size % size == 0]
@@ -119,7 +119,7 @@ def _restore_form(config: Config, history: StepHistory, world: World) -> Config:
     each_rank(lambda: check_config(config, world.size))
     each_rank(lambda: build_deepspeed_config(config, world))
     fetch_weight_files(config)
-    if is_url(config.data.data_path):  # a few images of a folder are read where they are
+    if is_url(config.data.data_path):  # the few images of a folder are read from it, not copied
         fetch_data(config)
     return config
 
@@ -151,7 +151,7 @@ def _replay(config: Config, world: World, history: StepHistory, output: Path) ->
 
 
 def _collect_part(result: StepResult, samples: Samples, step: int, output: Path) -> ProcessResult:
-    """Return this process's part of the step; write the pictures of its samples."""
+    """Return this process's results of the step; write the pictures of its samples."""
     part = ProcessResult([], [], [], result.digest)
     losses = iter(result.samples)
     data = samples.config.data
@@ -182,7 +182,7 @@ def _collect_part(result: StepResult, samples: Samples, step: int, output: Path)
 
 
 def _gather(part: ProcessResult) -> list[ProcessResult]:
-    """Return the parts of all processes. A collective."""
+    """Return the results of all processes, by rank. A collective."""
     parts: list[ProcessResult] = [part] * dist.get_world_size()
     dist.all_gather_object(parts, part)
     return parts

@@ -1,7 +1,7 @@
 """`fastdeit report RUN [RUN ...]`: write a page on runs, as one HTML file that needs no network.
 
 RUN is the --output-dir of a run, finished or not, or a metrics.jsonl. The page has curves, samples,
-attention maps, confusions, settings and events; of several runs, their differences come first.
+attention maps, confusions, settings and events; for several runs, their differences come first.
 """
 
 import os
@@ -26,7 +26,7 @@ class ReportOptions:
     """The flags of `fastdeit report`."""
 
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN ...")]
-    """Folders of runs, or files as their metrics.jsonl."""
+    """Folders of runs, or metrics.jsonl files."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """The page, FILE.html; default: report.html in the folder of the only RUN."""
 

@@ -1,7 +1,7 @@
 """`fastdeit train`: start, resume and stop a run.
 
-A mistake in the command line is reported before torch is imported, one that the preflight finds
-before DALI, numba and TensorBoard are.
+A mistake in the command line is reported before torch is imported, and one that the preflight finds
+before DALI, numba and TensorBoard are imported.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ def train_command(
 ) -> int:
     """Run `fastdeit train`; return its exit code.
 
-    0: finished, or stopped on request. 1: the run failed, for images, the disk or the numbers. 2: a
-    command line, a data set or a checkpoint that cannot be used.
+    0: finished, or stopped on request. 1: the run failed because of images, the disk or numbers
+    that are not finite. 2: a command line, a data set or a checkpoint that cannot be used.
     """
     with one_line_errors():
         config, recipe = parse_config(argv, prog)

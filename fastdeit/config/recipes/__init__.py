@@ -37,8 +37,8 @@ RECIPES: dict[str, Callable[[], Config]] = {recipe.__name__: recipe for recipe i
 
 
 def find_recipe(name: str) -> Config:
-    """Return a recipe's settings; `-` in its name stands for `_`. Raise ValueError if there is
-    none."""
+    """Return a recipe's settings; `-` in its name stands for `_`. Raises ValueError for an unknown
+    name."""
     recipe = RECIPES.get(name.replace("-", "_"))
     if recipe is None:
         near = suggest_near(name, RECIPES)

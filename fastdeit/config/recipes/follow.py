@@ -7,16 +7,16 @@ from typing import Any
 from fastdeit.config.recipes import find_recipe
 from fastdeit.config.schema import Config
 
-_GRID = 7  # patches along a side, at least, for a patch size that we choose
+_GRID = 7  # the fewest patches along a side, for a patch size that is chosen here
 PATCH_SIZE = 16
-"""Of every student in a recipe."""
+"""The patch size in pixels of every student in a recipe."""
 
 
 def follow_with_student(config: Config, recipe: str, folder: str) -> tuple[Config, str]:
-    """Return the settings of a student of the teacher that a run gave, and their recipe.
+    """Return the settings of a student of the teacher that a run trained, and their recipe.
 
-    What the user has chosen of images, augmentation and batch size holds for the student, too.
-    folder: of the run.
+    The student has the images, the augmentation and the batch size that the user chose for the
+    run. folder: of the run.
     """
     student = recipe.replace("-", "_").removesuffix("_teacher")
     base = _with_chosen_images(find_recipe(student), config, recipe)
@@ -57,8 +57,8 @@ def _keep_batch(config: Config, recipe: str) -> dict[str, int]:
 
 
 def _fit_patch(config: Config) -> int | None:
-    """Return the student's patch size, or if it does not divide the input sizes, the largest one
-    that does and leaves 7 x 7 patches or more."""
+    """Return the student's patch size if it divides the input sizes, else the largest size that
+    does and gives 7 x 7 patches or more."""
     data = config.data
     side = math.gcd(data.input_size, data.eval_input_size)
     if side % (config.model.patch_size or PATCH_SIZE) == 0:

@@ -1,9 +1,9 @@
 """The configuration of a run: frozen dataclasses with every default.
 
 The command line and the DeepSpeed settings are derived from them. Field names are timm's and deit's
-flag names: `batch_size` is `--batch-size`. The docstring under a field is its help text: one line
-where it can be, since tyro keeps some line breaks. Only commands, the library, runs, replays and
-the files called build.py read a `Config`; everything below takes the values it uses.
+flag names: `batch_size` is `--batch-size`. The docstring under a field is its help text, in one
+line if possible, since tyro does not remove all line breaks. Only commands, the library, runs,
+replays and the files called build.py read a `Config`; everything below takes the values it uses.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from fastdeit.config.schema.tracking import TrackingConfig
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """The settings of a whole run."""
 
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -51,7 +51,7 @@ class Config:
         require(padded, "input_size", size, f"{SIMPLE_CROP_LEAST} or more with --src")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Return plain nested dicts, as config.yaml holds them."""
+        """Return the settings as plain nested dicts, as config.yaml has them."""
         return _plain(dataclasses.asdict(self))
 
     def replace(self, **sections: dict[str, Any]) -> "Config":

@@ -49,7 +49,7 @@ class DistillConfig(Section):
     """For a record that is missing in --cache: exit, run the teacher, or take the label with
     the larger share (hard distillation only)."""
     cache_period: int = 0
-    """Repeat the samples every so many epochs, for a smaller teacher cache; 0: never."""
+    """Repeat the samples after this number of epochs, for a smaller teacher cache; 0: never."""
     bce_loss: bool = False
     """Binary cross-entropy to the mixed targets (DeiT III); needs --smoothing 0."""
     cosub: bool = False
@@ -93,13 +93,14 @@ class DistillConfig(Section):
 
     @property
     def teachers(self) -> list[tuple[str, str]]:
-        """Return the name and the source of the weights of each teacher; "" if nothing names it."""
+        """Return the name of each teacher and the source of its weights, "" if none is named."""
         pairs = pair_teachers(self.teacher_model, self.teacher_path)
         return [(name, name) for name, _ in pairs] if self.pretrained_teacher else pairs
 
     @property
     def teacher_view(self) -> dict[str, Any]:
-        """Return the mean, std and input size that are asked of the teacher, by timm's names."""
+        """Return the mean, std and input size that the settings give the teacher, by timm's
+        names."""
         view = {
             "mean": self.teacher_mean,
             "std": self.teacher_std,

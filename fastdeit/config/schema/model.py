@@ -28,7 +28,7 @@ class ModelConfig(Section):
     """LayerScale with this initial value, in place of the model's own (deit3_*: 1e-4, deit_*: no
     LayerScale)."""
     registers: int = 0
-    """Learned tokens beside the class token that no head reads (timm: reg_tokens)."""
+    """Number of learned tokens that no head reads (timm: reg_tokens)."""
     drop_path: float = 0.1
     """Stochastic depth: drop rate of the last block, rising linearly from 0 in the first; deit3_*:
     of every block."""
@@ -37,8 +37,8 @@ class ModelConfig(Section):
     local-dir:FOLDER, https://..., a timm model): the position embedding is resized, heads of other
     classes stay as initialised."""
     trainable: Literal["all", "attention", "heads"] = "all"
-    """The weights that train, the others are frozen: all; attention layers, heads and position
-    embedding (deit's --attn-only); or the heads alone (a frozen backbone, without DropPath)."""
+    """The weights that are trained; the others are frozen. all; attention: attention layers, heads
+    and position embedding (deit's --attn-only); heads: the heads alone, without DropPath."""
     pos_embed_antialias: bool = True
     """Resize the position embedding of --finetune with timm's antialiased filter;
     --no-pos-embed-antialias: with torch's plain bicubic one, as in deit's code."""

@@ -43,7 +43,7 @@ class OptimConfig(Section):
     sched_lag: int = 0
     """Epochs that the learning rate is late, with --no-sched-on-updates (deit's code: 1)."""
     model_ema: bool = True
-    """Keep, evaluate and save an exponential moving average (EMA) of the weights."""
+    """Compute, evaluate and save an exponential moving average (EMA) of the weights."""
     model_ema_decay: float = 0.99996
     """Decay of the EMA per step."""
     model_ema_warmup: bool = False
@@ -70,8 +70,8 @@ class OptimConfig(Section):
     def _require_rates(self) -> None:
         """Raise ValueError if the warm-up begins above the peak, or the schedule ends above it.
 
-        Where --min-lr is --lr, or both are defaults, only a small batch has a lower peak: then the
-        rate stays at the peak (`final_lr`).
+        If --min-lr equals --lr, or both are defaults, a small batch may have a lower peak than
+        --min-lr: then the rate stays at the peak (`final_lr`).
         """
         peak = self.describe_peak()
         chosen = self.lr != OptimConfig.lr or self.min_lr != OptimConfig.min_lr
@@ -82,7 +82,7 @@ class OptimConfig(Section):
         self._require("warmup_lr", rises, f"0 or more, at most the peak rate, {peak}")
 
     def describe_peak(self) -> str:
-        """Return how the peak learning rate is computed."""
+        """Return the computation of the peak learning rate, as text."""
         scale = "" if self.unscale_lr else f" x {self.batch_size} / 512 = {self.scaled_lr:g}"
         return f"--lr {self.lr:g}{scale}"
 

@@ -29,28 +29,28 @@ class RunConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed's partitioning: optimizer state (1), gradients too (2), weights too (3)."""
     grad_checkpointing: bool = False
-    """Compute each block again in the backward pass, in place of storing what is in it: about a
+    """Compute each block again in the backward pass, instead of storing its activations: about a
     third more work, several times less memory for activations. The same results."""
     offload_optimizer: bool = False
-    """Keep the optimizer's state and the master weights in CPU memory, and step there; with
+    """Store the optimizer's state and the master weights in CPU memory, and step there; with
     --zero-stage 2 or 3."""
     deepspeed_config: str = ""
-    """A JSON file in DeepSpeed's form that sets more of its fields; what flags decide must be the
-    same there."""
+    """A JSON file in DeepSpeed's form that sets more of its fields; fields that flags decide must
+    have the same values there."""
     overlap_reduce: Literal["off", "auto"] = "off"
-    """auto: at ZeRO 1 and 2 on several GPUs, reduce the gradient in pieces while the backward pass
-    still runs, where a model of the links says that it pays."""
+    """auto: at ZeRO 1 and 2 on several GPUs, reduce the gradient in pieces during the backward
+    pass, if that is faster by a model of the links."""
     eval_epochs: int = 1
-    """Evaluate every so many epochs, and after the last one."""
+    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
     log_steps: int = 10
     """Steps between two lines of metrics.jsonl, each with the values of all its steps; to write
     one, the loop waits for the device. A checkpoint writes one, too."""
     stop_after_steps: int = 0
-    """Save and stop after so many steps of this run; the same command resumes there. 0: run to the
+    """Save and stop after this number of steps; the same command resumes there. 0: run to the
     end."""
     time_limit: str = ""
-    """Save and stop after so much time, in Slurm's forms: minutes, M:SS, H:MM:SS, D-H, D-H:MM,
-    D-H:MM:SS. Empty: none."""
+    """Save and stop after this time, in Slurm's forms: minutes, M:SS, H:MM:SS, D-H, D-H:MM,
+    D-H:MM:SS. Empty: no limit."""
 
     def check(self) -> None:
         self._check_output_dir()
@@ -76,9 +76,10 @@ class CheckpointConfig(Section):
     """A checkpoint folder to start from, instead of the newest one of --output-dir; of another run,
     with any settings (docs/resume.md). The same command, given again, resumes from its own."""
     save_steps: int = 0
-    """A checkpoint every so many optimizer steps, beside one each epoch; 0: only each epoch."""
+    """Optimizer steps from one checkpoint to the next; each epoch ends with one, too. 0: only the
+    latter."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that stay on the disk, beside the one of the highest validation top-1."""
+    """Number of newest checkpoints on the disk, beside that of the highest validation top-1."""
 
     def check(self) -> None:
         self._require("save_steps", self.save_steps >= 0, "0 or more")
@@ -104,7 +105,7 @@ class HealthConfig(Section):
 
 @dataclass(frozen=True)
 class LimitConfig(Section):
-    """Seconds without progress after which a process writes a failure file and exits."""
+    """The seconds without progress after which a process writes a failure file and exits."""
 
     startup_limit: float = 7200
     """From the start to the first step, and the first pass of each section below."""

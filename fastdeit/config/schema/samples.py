@@ -1,4 +1,4 @@
-"""The settings that decide the samples: which images, and what happens to them."""
+"""The settings that decide the samples: the images, and their augmentation and mixing."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +10,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 SIMPLE_CROP_LEAST = 5
-"""Smallest --input-size with --src, which pads by a reflection of 4 pixels."""
+"""The smallest --input-size with --src, which pads by a reflection of 4 pixels."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DataConfig(Section):
     """digits: write scikit-learn's digits to --data-path as image files, if they are missing;
     cifar10, cifar100: the one that must be in --data-path, which may hold both."""
     bad_images: Literal["skip", "error"] = "skip"
-    """skip: exclude damaged images, and replace those found in mid-run; error: exit."""
+    """skip: exclude damaged images, and replace those found during the run; error: exit."""
     index_check: Literal["auto", "headers", "decode"] = "auto"
     """Check of images that are not in the index yet. decode: as a whole; headers: their first
     bytes; auto: decode, but headers of more than 100,000 images or 8 GiB of them."""

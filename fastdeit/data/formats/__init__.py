@@ -1,1 +1,1 @@
-"""The formats of a data set: which one lies there, and where the bytes of each image are."""
+"""The formats of a data set: which one a folder has, and where the bytes of each image are."""

@@ -1,9 +1,9 @@
 """Checks that an image can be trained on: readable as a whole, decoded once, within limits, and of
 a kind that DALI decodes as Pillow does.
 
-One file that does not decode costs DALI the whole batch. So refused here is what DALI 2.4 refuses
-or decodes otherwise than Pillow's `convert("RGB")`; docs/data.md has the table,
-tests/data/formats/test_check.py the tests. This module imports little, for each worker process
+One file that does not decode costs DALI the whole batch. So images are refused here that DALI 2.4
+refuses or decodes differently from Pillow's `convert("RGB")`; docs/data.md has the table,
+tests/data/formats/test_check.py the tests. This module imports little, as each worker process
 imports it.
 """
 
@@ -28,9 +28,11 @@ from PIL import Image
 from fastdeit.data.checks.pixels import find_odd_storage
 
 MAX_PIXELS = 64 * 2**20
+"""The largest number of pixels of an image."""
 MAX_BYTES = 64 * 2**20
+"""The largest number of bytes of an encoded image."""
 UNREAD = "cannot be read"
-"""The first words of the fault of a file that may be readable the next time."""
+"""The first words of the fault of a file that may be readable next time."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # PPM: the form in which DALI gets IDX
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
@@ -43,7 +45,7 @@ _OF_PILLOW = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 DECODE_ERRORS = (*_OF_PYTHON, *_OF_SIZE, struct.error, zlib.error, *_OF_PILLOW)
 
 ByteRange = tuple[str, int, int]
-"""File, offset and length of an encoded image; offset -1: the whole file."""
+"""The file, the offset and the length of an encoded image; offset -1: the whole file."""
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
@@ -64,8 +66,8 @@ Checked = ImageInfo | str
 
 
 def locate(place: ByteRange) -> tuple[int, int]:
-    """Return where the encoded image at a place begins in its file, and its length in bytes. Raises
-    OSError if the file is no regular file, too short, or if the image is too large."""
+    """Return the offset and the length in bytes of the encoded image at a place. Raises OSError if
+    the file is not a regular file or too short, or the image too large."""
     file, offset, length = place
     facts = os.stat(file)
     if not stat.S_ISREG(facts.st_mode):
@@ -94,7 +96,7 @@ def _refuse_short(found: int, length: int) -> None:
 
 
 def raise_own_fault(error: OSError) -> None:
-    """Raise an error that says nothing about the file: this process may not open any more."""
+    """Raise the error again if the file is not its cause: this process may open no more files."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         raise error
 
@@ -124,8 +126,8 @@ def describe_image(image: Image.Image) -> ImageInfo:
 
 
 def open_image(data: bytes, *, decode: bool = True) -> Image.Image | str:
-    """Return the decoded image of encoded bytes, as it is stored, if it can be trained on; else its
-    fault. decode: False looks at the header alone."""
+    """Return the decoded image of encoded bytes, without EXIF rotation, if it can be trained on;
+    else its fault. decode: False checks the header alone, and decodes nothing."""
     if not data:
         return "is empty"
     try:
@@ -167,27 +169,27 @@ def _find_stray_bytes(image: Image.Image, data: bytes) -> str:
 
 
 def _load(image: Image.Image, data: bytes) -> None:
-    """Decode an opened image; raise one of `DECODE_ERRORS` if DALI cannot do that, or Pillow."""
+    """Decode an opened image. Raises one of `DECODE_ERRORS` if DALI or Pillow cannot decode it."""
     image.load()
     if image.format == "PNG":
         with Image.open(BytesIO(data), formats=("PNG",)) as again:
-            # the checksums and the end: Pillow shows an image without them, DALI does not
+            # the checksums and the end: Pillow decodes an image without them, DALI does not
             again.verify()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return a decoded image with three channels, as the loaders read it: alpha is dropped."""
-    # of a palette with transparency Pillow warns otherwise; the colours are the same
+    # Pillow would warn of a palette with transparency; the colours are the same
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an opened image, 1 to 8; 1, the stored one, if it has none, or
-    if it lies behind the pixels of a PNG that was not decoded."""
+    """Return the EXIF orientation of an opened image, 1 to 8; 1, that of the stored pixels, if it
+    has none, or has it after the pixels of a PNG that was not decoded."""
     try:
-        # that of PngImageFile would decode
+        # PngImageFile's own `getexif` would decode the image
         orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except DECODE_ERRORS:  # damaged EXIF does no harm, it is not applied
         orientation = 1
@@ -197,7 +199,7 @@ def read_orientation(image: Image.Image) -> int:
 def _has_whole_header(data: bytes) -> bool:
     """Return True if a JPEG's segments follow each other up to the first scan, which DALI's parser
     requires."""
-    place = 2  # behind the start-of-image marker
+    place = 2  # after the start-of-image marker
     while data[place : place + 1] == b"\xff":
         marker = data[place + 1]
         if marker == _START_OF_SCAN:
@@ -213,11 +215,11 @@ def _has_whole_header(data: bytes) -> bool:
 def in_parallel(
     function: Callable[[_Job], _Result], jobs: Iterable[_Job], workers: int, *, processes: bool
 ) -> Iterator[_Result]:
-    """Yield the results of the jobs, in order, from `workers` processes or threads; few jobs are
-    taken beforehand.
+    """Yield the results of the jobs, in order, from `workers` processes or threads; take few jobs
+    in advance.
 
-    The function and the jobs must be picklable. Raises ValueError when one of the processes was
-    killed, or could not start.
+    The function and the jobs must be picklable for processes. Raises ValueError when one of the
+    processes was killed, or could not start.
     """
     try:
         with _executor(workers, processes and workers > 1) as pool, _ending_processes():
@@ -243,7 +245,7 @@ def _map_ahead(
         while submitted:
             yield submitted.popleft().result()
     finally:
-        # processes are ended, and for a job of theirs that was cancelled Python 3.11 shows an error
+        # processes are ended, and Python 3.11 shows an error if a job of theirs was cancelled
         if isinstance(pool, ThreadPoolExecutor):
             for future in submitted:
                 future.cancel()
@@ -252,7 +254,7 @@ def _map_ahead(
 @contextlib.contextmanager
 def _ending_processes() -> Iterator[None]:
     """End the processes that were started in the block if it fails: an interrupt or an error must
-    not wait for what they are doing."""
+    not wait for their present jobs."""
     others = set(multiprocessing.active_children())
     try:
         yield
@@ -271,8 +273,8 @@ def _executor(workers: int, processes: bool) -> Executor:
 
 
 def _follow_parent() -> None:
-    """Ignore interrupts, which are for the process that started this one, and end with it: else
-    this one would wait for jobs without end."""
+    """Ignore interrupts, which the parent process handles, and end with the parent: otherwise this
+    process would wait for jobs forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""The formats of a data set: where a split lies below a data path, in which format, its images."""
+"""The detection of a split below a data path: its place, its format and its images."""
 
 import re
 from collections.abc import Sequence
@@ -20,28 +20,29 @@ from fastdeit.data.formats.shards.scan import list_shards
 from fastdeit.display.text import printable
 
 VALIDATION = ("val", "validation", "test")
-"""Names of the split that is evaluated, and whose classes are those of `train`."""
+"""The names of the split that is evaluated, and whose classes are those of `train`."""
 
 _TAR = re.compile(r"\.(tar|tgz|tar\.\w+)$", re.IGNORECASE)
 Feeding = Literal["files", "shards", "idx", "cifar", "parquet"]
+"""The ways in which images are stored, see `SplitLocation.feeding`."""
 _FORMATS = (
     "{split}/CLASS/IMAGE, tar shards in {split}, {split}.csv, .tsv, .parquet or .txt, MNIST's or "
     "CIFAR's files, or {split}-*.parquet with images (docs/data.md)"
 )
-# where Kaggle's download and the Hub's repositories have them
+# the folders of the splits in Kaggle's download and in the Hub's repositories
 _INNER = (Path("ILSVRC/Data/CLS-LOC"), Path("data"))
 
 
 @dataclass(frozen=True)
 class SplitLocation:
-    """A split that was found; paths: the folders or files to read."""
+    """The place of a split: its kind, and the folders or files to read."""
 
     kind: Literal["folder", "flat", "shards", "idx", "cifar", "list", "parquet"]
     paths: tuple[Path, ...]
 
     @property
     def feeding(self) -> Feeding:
-        """Return how its images are stored: one file each, in shards, as pixels in the files of
+        """Return how the images are stored: one file each, in shards, as pixels in the files of
         MNIST or CIFAR, or in Parquet files."""
         if self.kind == "folder" or self.kind == "flat" or self.kind == "list":
             return "files"
@@ -59,10 +60,10 @@ class SplitLocation:
 
 
 def find_split(root: Path, split: str) -> SplitLocation:
-    """Find a split: a name such as `train`, or relative to root the name of a list or a pattern of
-    tar files.
+    """Find a split: a name such as `train`; or, relative to root, the name of a list or a pattern
+    of tar files.
 
-    A `val` that does not exist may be called `validation` or `test`. Raises DataError, which says
+    A `val` that does not exist may be called `validation` or `test`. Raises DataError, which names
     what was found instead.
     """
     if not root.is_dir():
@@ -89,7 +90,11 @@ def find_split(root: Path, split: str) -> SplitLocation:
 def list_split(
     root: Path, found: SplitLocation, classes: Sequence[str] | None, workers: int
 ) -> Listing:
-    """Return the images of a split; classes: the names that labels count, if they are known."""
+    """Return the listing of a split's images.
+
+    classes: the names that labels number, if they are known; workers: threads or processes. Raises
+    DataError for files that cannot be read, and for labels that are not classes.
+    """
     first, *rest = found.paths
     if found.kind == "shards":
         return list_shards(root, found.paths, classes, workers)
@@ -117,7 +122,7 @@ def refuse_unordered(root: Path, split: str) -> None:
 
 
 def _has_classes(root: Path) -> bool:
-    """Return whether two or more folders in `root` have images."""
+    """Return True if two or more folders in `root` have images."""
     return sum(bool(image_files(root / name)) for name in class_folders(root)) > 1
 
 
@@ -130,8 +135,8 @@ def _found_list(root: Path, split: str) -> SplitLocation:
 
 
 def _one_list(files: tuple[Path, ...]) -> SplitLocation:
-    """Return a list of image files, or Parquet files that hold the images themselves. Raises
-    DataError for several lists."""
+    """Return the place of a list of image files, or of Parquet files that hold the images
+    themselves. Raises DataError for several lists."""
     if files[0].suffix.lower() == SUFFIX and holds_images(files[0]):
         return SplitLocation("parquet", files)
     if len(files) > 1:
@@ -140,7 +145,7 @@ def _one_list(files: tuple[Path, ...]) -> SplitLocation:
 
 
 def _in_folder(folder: Path) -> SplitLocation:
-    """Find the split in a folder of its own."""
+    """Find the split in its own folder. Raises DataError if that has none."""
     entries = sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
     if class_folders(folder):
         return SplitLocation("folder", (folder,))
@@ -162,7 +167,7 @@ def _in_folder(folder: Path) -> SplitLocation:
 
 
 def _in_root(root: Path, split: str) -> SplitLocation | None:
-    """Find the split among the files of the data path itself."""
+    """Find the split among the files in the data path itself, or return None."""
     for suffix in LIST_SUFFIXES:
         if (root / f"{split}{suffix}").is_file():
             return _one_list((root / f"{split}{suffix}",))

@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 SIDE = 32
-VAL_SHARE = 5  # one in so many is held out
+VAL_SHARE = 5  # one image in this many is held out
 
 
 def write_digits(root: Path) -> Path:
     """Write the data set to `root` unless it is there; return `root`.
 
-    The folder appears whole or not at all, also when several processes write at once. Raises
+    The folder is whole or absent, also when several processes write at once. Raises
     FileExistsError when `root` is a folder with other content.
     """
     root = Path(root)
@@ -31,7 +31,7 @@ def write_digits(root: Path) -> Path:
     partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         _write_images(partial)
-        partial.chmod(0o755)  # mkdtemp's own mode shuts other users out
+        partial.chmod(0o755)  # mkdtemp's own mode excludes other users
         _move(partial, root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -46,7 +46,7 @@ def _move(partial: Path, root: Path) -> None:
     try:
         os.rename(partial, root)
     except OSError as error:
-        if not _is_written(root):  # else another process was first
+        if not _is_written(root):  # otherwise another process was first
             raise FileExistsError(
                 f"{root}: must be a new or an empty folder to hold the digits"
             ) from error
@@ -68,6 +68,6 @@ def _write_images(folder: Path) -> None:
 
 
 def _upscaled(pixels: np.ndarray) -> Image.Image:
-    """Return a 32 x 32 grayscale image from (8, 8) levels 0 to 16."""
+    """Return a 32 x 32 grayscale image from levels 0 to 16, (8, 8)."""
     image = Image.fromarray(np.rint(pixels * (255 / 16)).astype(np.uint8))
     return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)

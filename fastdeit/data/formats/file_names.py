@@ -1,11 +1,11 @@
-"""Names of files: which are those of images, and which are litter that a system or a program
-writes beside the user's files."""
+"""Names of files: those of images, and those of litter, which a system or a program writes beside
+the user's files."""
 
 import os
 import re
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""Those of images that are read, in lower case."""
+"""The extensions of images that are read, in lower case."""
 _UNREAD_EXTENSIONS = (
     *(".jfif", ".jpe", ".jp2", ".jxl", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
@@ -19,11 +19,11 @@ _LITTER = frozenset(
         *(".ipynb_checkpoints", ".directory", "lost+found"),  # Jupyter, KDE, ext4
     )
 )
-_APPLE_DOUBLE = "._"  # first characters of the file beside NAME in which macOS has its attributes
+_APPLE_DOUBLE = "._"  # the start of ._NAME, in which macOS stores the attributes of NAME
 
 
 def is_image(name: str) -> bool:
-    """Return True if a name ends in an extension of images, read or not."""
+    """Return True if a name ends in an extension of images, also one that is not read."""
     return name.lower().endswith(_IMAGE_EXTENSIONS)
 
 
@@ -42,8 +42,8 @@ def has_word(name: str, word: str) -> bool:
 
 
 def is_litter(name: str) -> bool:
-    """Return True if a part of a path below the data set is litter, which is ignored in all
-    formats."""
+    """Return True if a path below the data set, or a folder in it, is litter; all formats ignore
+    litter."""
     return any(
         part.startswith(_APPLE_DOUBLE) or part.lower() in _LITTER for part in name.split("/")
     )

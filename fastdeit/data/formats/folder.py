@@ -17,7 +17,7 @@ from fastdeit.display.text import printable
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Return the names of the folders in `folder` that are not hidden nor litter, sorted."""
+    """Return the names of the folders in `folder` that are neither hidden nor litter, sorted."""
     folders = (entry.name for entry in os.scandir(folder) if entry.is_dir())
     return tuple(
         sorted(name for name in folders if not name.startswith(".") and not is_litter(name))
@@ -31,10 +31,10 @@ def image_files(folder: Path) -> list[str]:
 
 
 def list_folder(root: Path, folder: Path, classes: Sequence[str]) -> Listing:
-    """List the images of `folder/CLASS/**`, labelled by their class's place in `classes`; then
+    """List the images of `folder/CLASS/**`, whose label is the place of CLASS in `classes`; then
     those beside the class folders, which have a fault.
 
-    Raises DataError for a class that is not in `classes`, and for one without images.
+    Raises DataError for a class that is not in `classes`, and for a class without images.
     """
     present = class_folders(folder)
     unknown = sorted(set(present) - set(classes))
@@ -72,7 +72,8 @@ def exclude_extensions(listing: Listing) -> Listing:
 
 
 def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
-    """Return the names of the images below `folder`; each folder is stamped before it is listed."""
+    """Return the names of the images below `folder`; add the stamp of each folder to `stamps`
+    before the folder is listed. Raises DataError if there is no image."""
     base = os.fsencode(folder)
     prefix = os.path.relpath(base, os.fsencode(root))
     names: list[bytes] = []
@@ -90,8 +91,8 @@ def _class_files(root: Path, folder: Path, stamps: Stamps) -> pa.BinaryArray:
 
 
 def walk_files(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
-    """Yield folders and the files in each, in ImageFolder's order and without litter; links are
-    followed, but not in circles. Raises DataError for a folder that cannot be listed."""
+    """Yield folders and the files in each, in ImageFolder's order and without litter; follow links,
+    but not in circles. Raises DataError for a folder that cannot be listed."""
     found: list[tuple[bytes, list[bytes]]] = []
     above: dict[bytes, tuple[tuple[int, int], ...]] = {folder: (_identity(folder),)}
     for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
@@ -104,12 +105,12 @@ def walk_files(folder: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
             if identity not in seen and not is_litter(os.fsdecode(name)):
                 above[path] = (*seen, identity)
                 inner.append(name)
-        folders[:] = inner  # the folders that os.walk goes into
+        folders[:] = inner  # the folders that os.walk enters
     yield from sorted(found)
 
 
 def _refuse(error: OSError) -> None:
-    """Raise DataError: without it, `os.walk` would skip the folder, and its images be missing."""
+    """Raise DataError: `os.walk` would skip the folder, and its images would be missing."""
     folder = printable(os.fsdecode(error.filename))
     raise DataError(f"{folder}: cannot be listed: {error.strerror}") from None
 
@@ -122,7 +123,10 @@ def _identity(folder: bytes) -> tuple[int, int]:
 def list_files(
     root: Path, names: pa.BinaryArray, labels: np.ndarray, classes: tuple[str, ...], stamps: Stamps
 ) -> Listing:
-    """List image files that are known by name; one that does not exist gets a fault."""
+    """List image files by their names, relative to root; a file that does not exist has a fault.
+
+    labels: int (N,), places in `classes`.
+    """
     num_bytes = np.zeros(len(names), np.int64)
     mtimes = np.zeros(len(names), np.int64)
     ctimes = np.zeros(len(names), np.int64)

@@ -1,8 +1,7 @@
-"""MNIST's IDX files, plain or gzipped: (N, H, W) bytes and as many labels;
+"""MNIST's IDX files, plain or gzipped: (N, H, W) bytes, and N labels;
 http://yann.lecun.com/exdb/mnist describes the format.
 
-DALI gets an image as its pixels behind the header of a PGM file, so that the decoder which reads
-JPEG reads it too.
+DALI gets an image as a PGM file, a header and the pixels, which its decoder of JPEG reads, too.
 """
 
 import gzip
@@ -21,6 +20,7 @@ from fastdeit.data.formats.labels import number_labels
 from fastdeit.data.formats.listing import DataError, Listing, stamp
 
 MAX_BYTES = 4 * 2**30
+"""The largest size of a file, unpacked."""
 _NAMES = {"train": ("train",), "val": ("val", "t10k", "test"), "test": ("t10k", "test")}
 _UBYTE = 0x08
 
@@ -46,8 +46,8 @@ def idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
 
 
 def read_images(file: Path) -> np.ndarray:
-    """Return uint8 (N, header + H * W), read-only: each row a PGM file. Raises DataError for
-    another or a damaged file."""
+    """Return uint8 (N, header + H * W), read-only: each row is a PGM file. Raises DataError for a
+    damaged file, or one that is not of images."""
     pixels = _read(file, dims=3)
     count, height, width = pixels.shape
     header = np.frombuffer(_header(height, width), np.uint8)
@@ -60,7 +60,7 @@ def read_images(file: Path) -> np.ndarray:
 def list_idx(root: Path, images: Path, labels: Path, classes: Sequence[str] | None) -> Listing:
     """List the images of a pair of files, in their order; an image's offset is its number.
 
-    Raises DataError for damaged files, for another number of labels than images, and for labels
+    Raises DataError for damaged files, for unequal numbers of labels and images, and for labels
     that are not in `classes`.
     """
     stamps = stamp(root, [images, labels])

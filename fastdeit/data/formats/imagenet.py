@@ -1,5 +1,5 @@
-"""ImageNet's validation images in one folder, with a file of their classes that each distribution
-names otherwise.
+"""ImageNet's validation images in one folder, with a file of their classes, whose name and form
+depend on the distribution.
 
 ILSVRC2012_validation_ground_truth.txt of the devkit: line i is the class number of image i in the
 devkit's own order; meta.mat beside it translates numbers to synsets.
@@ -34,7 +34,7 @@ _ROOT = ("ILSVRC", "Data", "CLS-LOC")  # Kaggle's archive has its list above the
 
 def truth_file(folder: Path) -> Path | None:
     """Find the file with the classes of the images in `folder`: in it, beside it, or in the devkit
-    beside it."""
+    beside it; None if there is none."""
     beside = [folder, folder.parent]
     if folder.parent.parts[-len(_ROOT) :] == _ROOT:
         beside.append(folder.parents[len(_ROOT)])
@@ -95,7 +95,8 @@ def _read_devkit(truth: Path, files: Sequence[str]) -> Mapping[str, str]:
 
 
 def _synsets(meta: Path) -> Mapping[int, str]:
-    """Return the synset of each of the devkit's class numbers."""
+    """Return the synset of each of the devkit's class numbers. Raises DataError for a file that is
+    missing, damaged or too large."""
     from scipy.io import loadmat, whosmat
     from scipy.io.matlab import MatReadError
 

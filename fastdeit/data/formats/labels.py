@@ -1,8 +1,8 @@
 """Labels: numbers or names of classes, by one rule for all formats.
 
-A label is a number if it is a whole one, however it is written: 3, "3", "+3", 3.0, "3.0", "3e0".
-Any other text is a name. The labels of a split are all numbers or all names: if one of many numbers
-were a name, all would be sorted as text, and 10 would come before 2.
+A label is a number if it is a whole number in any form: 3, "3", "+3", 3.0, "3.0", "3e0". Any other
+text is a name. The labels of a split are all numbers or all names: if one of many were a name, all
+would be sorted as text, and 10 would come before 2.
 """
 
 import math
@@ -18,22 +18,23 @@ from fastdeit.data.formats.listing import SHOWN, DataError, read_text
 from fastdeit.display.text import printable, shorten
 
 MAX_CLASSES = 2**20
+"""The largest number of classes where labels are numbers."""
 UNKNOWN = -1
-"""Label of an image that has none; it has a fault too."""
+"""The label of an image without one; the image also has a fault."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _WORDS_FOR_NONE = frozenset(("nan", "na", "null", "none", "n/a", "<na>"))
 
 Label = int | str
 Place = Callable[[int], str]
-"""Returns where a row comes from, for errors: the file, maybe the line, and the image."""
+"""A function from a row to its origin, for errors: the file, perhaps the line, and the image."""
 
 
 def read_label(value: object) -> Label | None:
-    """Return a label as the list or member has it, blanks at its ends removed; None if there is
-    none (null, NaN, an empty text).
+    """Return the label that a value of a list or a member is, without blanks at its ends; None if
+    there is none (null, NaN, an empty text).
 
-    Raises ValueError for what can be no label, such as a list or a date.
+    Raises ValueError for a value that cannot be a label, such as a list or a date.
     """
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
@@ -64,13 +65,12 @@ def whole_number(label: Label) -> int | None:
 def number_labels(
     labels: Sequence[Label | None], classes: Sequence[str] | None, place: Place
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return int64 (N,) labels and the classes' names, from what `read_label` returned; None
-    becomes UNKNOWN.
+    """Return the labels as numbers, int64 (N,), and the names of the classes.
 
-    classes: None takes the numbers from 0 to the largest, or the sorted names. Labels that are all
-    names of classes are names, else they must all be positions in `classes`; where a class is
-    called by a number other than its position, a number is a name. Raises DataError for a label
-    that is no class.
+    labels: values of `read_label`; None becomes UNKNOWN. classes: with None, they are the numbers
+    from 0 to the largest, or the sorted names. If all labels are names of classes, they are read as
+    names, else all must be places in `classes`; if the name of a class is a number that is not its
+    place, numbers are read as names. Raises DataError for a label that is not a class.
     """
     first_rows: dict[Label, int] = {}
     for row, label in enumerate(labels):
@@ -122,7 +122,8 @@ def _refuse_mixture(
 def _positions(
     first_rows: Mapping[Label, int], known: tuple[str, ...], place: Place
 ) -> dict[Label, int]:
-    """Return each label's position in the known classes."""
+    """Return the place of each label in the known classes. Raises DataError for a label that is not
+    a class."""
     by_name = {name: position for position, name in enumerate(known)}
     by_number = {whole_number(name): position for name, position in by_name.items()}
     by_number.pop(None, None)
@@ -149,8 +150,8 @@ def _positions(
 
 
 def compare_names(name: str, known: Sequence[str]) -> str:
-    """Return, for an error, which known class an unknown one looks like, or "": on macOS many
-    programs take letters apart from their accents (Unicode's form NFD), which no output shows."""
+    """Return a hint, for an error, if a known class looks like an unknown one, or "": on macOS many
+    programs write letters and their accents apart (Unicode's form NFD), which no output shows."""
     looks = _fold(name)
     other = next((one for one in known if _fold(one) == looks), None)
     if other is None:
@@ -165,7 +166,7 @@ def _fold(name: str) -> str:
 
 
 def note_labels(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """Return notes on classes without an image, and on those named as if there were no class.
+    """Return notes on classes without an image, and on those whose name means "no class".
 
     labels: int64 (N,), of the training images.
     """
@@ -196,7 +197,7 @@ def _shown(label: Label) -> str:
 def class_names_beside(folder: Path) -> tuple[str, ...] | None:
     """Return the lines of `classes.txt` in `folder`, or None if there is no such file.
 
-    Raises DataError for an empty line and for a name that is there twice.
+    Raises DataError for an empty line and for a repeated name.
     """
     file = folder / "classes.txt"
     if not file.is_file():

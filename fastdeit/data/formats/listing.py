@@ -17,39 +17,40 @@ from fastdeit.data.formats.check import ImageInfo
 from fastdeit.distributed.errors import RunError
 
 SHOWN = 10
-"""Number of names that an error lists."""
-_SETTLED_S = 2.0  # file systems count time in steps of up to so much
+"""The largest number of names in an error."""
+_SETTLED_S = 2.0  # the longest time step of a file system
 
 _NAMES_AT_ONCE = 2**14
 MAX_LIST_BYTES = 2**31
-"""Of a list as text: twenty million images fit."""
+"""The largest size of a list as text: twenty million images fit."""
 UNSETTLED = -1
-"""Time of modification of what may still have changed unseen."""
+"""The time of modification of a file or folder that may change again with the same time."""
 
 
 class Stamp(NamedTuple):
-    """Facts of a file or folder that differ when it was changed or exchanged.
+    """Facts of a file or folder that differ after it was changed or replaced.
 
     No program can set `ctime` and `inode`: they distinguish two versions with equal times of
-    modification. The device is no part: its number differs between mounts, and between machines
-    that share a data set.
+    modification. The device is not included: its number differs between mounts, and between
+    machines that share a data set.
     """
 
     size: int
-    """In bytes; a folder's says, on some file systems, how many entries it has."""
+    """The size in bytes; that of a folder depends, on some file systems, on its entries."""
     mtime: int
-    """Time of modification in ns, or UNSETTLED."""
+    """The time of modification in ns, or UNSETTLED."""
     ctime: int
-    """Time of the last change of content, name, owner or mode, in ns."""
+    """The time of the last change of content, name, owner or mode, in ns."""
     inode: int
 
 
 Stamps = dict[str, Stamp]
-"""From a path relative to the root."""
+"""The stamps of files and folders, by path relative to the root."""
 
 
 class DataError(RunError, ValueError):
-    """A data set that cannot be used as it is; the message names the path and what is required."""
+    """The error of a data set that cannot be used as it is; the message names the path and what is
+    required."""
 
 
 @dataclass(frozen=True)
@@ -58,36 +59,37 @@ class Listing:
 
     classes: tuple[str, ...]
     names: pa.BinaryArray
-    """(N,): paths relative to the root, or SHARD/MEMBER, as bytes of the file system."""
+    """(N,): paths relative to the root, or SHARD/MEMBER, in the bytes that the file system has."""
     labels: np.ndarray
-    """int64 (N,)."""
+    """int64 (N,): places in `classes`."""
     num_bytes: np.ndarray
-    """int64 (N,): of the encoded image."""
+    """int64 (N,): bytes of the encoded image."""
     mtimes: np.ndarray
-    """int64 (N,): time of modification of the file that holds it, in ns."""
+    """int64 (N,): time of modification of the file that holds the image, in ns."""
     ctimes: np.ndarray
     """int64 (N,): time of change of that file, in ns."""
     stamps: Stamps
-    """All that has to be unchanged for the listing to hold."""
+    """The stamps of all files and folders that must be unchanged for the listing to be right."""
     faults: Mapping[int, str] = field(default_factory=dict)
-    """From a row to what is known to be wrong with it already."""
+    """The faults that are known before any check, by row."""
     notes: tuple[str, ...] = ()
-    """Facts for the user that are no faults."""
+    """Facts for the user that are not faults."""
     facts: ImageInfo | None = None
-    """Of every image, where none has to be decoded."""
+    """The facts of every image, where all are alike and none has to be decoded."""
     checked: pa.Table | None = None
-    """Facts or fault of each image, in the columns of `Facts`, where the listing has decoded
+    """The facts or the fault of each image, in the columns of `Facts`, if the listing has decoded
     all."""
     shards: tuple[str, ...] = ()
-    """Container files, relative to the root; empty where each image is a file."""
+    """The files that hold images, relative to the root; empty where each image is a file."""
     shard: np.ndarray | None = None
-    """int32 (N,): position in `shards`."""
+    """int32 (N,): the place in `shards` of an image's file."""
     offset: np.ndarray | None = None
-    """int64 (N,): where the encoded image begins in its shard."""
+    """int64 (N,): the byte at which the encoded image begins in its shard; in files of pixels and
+    in Parquet files, the image's number."""
 
 
 class _Images(Protocol):
-    """Interface that `Listing` and the index share."""
+    """The interface that `Listing` and the index share."""
 
     @property
     def names(self) -> pa.BinaryArray: ...
@@ -102,8 +104,8 @@ class _Images(Protocol):
 
 
 def image_columns(images: _Images, **others: np.ndarray) -> dict[str, Any]:
-    """Return the columns of a table of images: name, label, num_bytes, then `others`, then shard
-    and offset, if they lie in shards."""
+    """Return the columns of a table of images: name, label, num_bytes, then `others`, then, for
+    images in shards, shard and offset."""
     columns = {"name": images.names, "label": images.labels, "num_bytes": images.num_bytes}
     columns |= others
     if images.shard is not None:
@@ -114,12 +116,12 @@ def image_columns(images: _Images, **others: np.ndarray) -> dict[str, Any]:
 def open_table(file: Path) -> pq.ParquetFile:
     """Open a Parquet file, memory-mapped.
 
-    Raises ValueError for one of more rows than bytes (no table of different names is so small),
-    OSError or ArrowException for what is no Parquet file.
+    Raises ValueError for a file with more rows than bytes (no table of different names is so
+    small), OSError or ArrowException for one that is not a Parquet file.
     """
     with file.open("rb") as opened:
         content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    # not by its path: arrow takes names in UTF-8 alone
+    # not by its path: arrow accepts only names in UTF-8
     table = pq.ParquetFile(pa.py_buffer(content))
     rows = table.metadata.num_rows
     if rows > len(content):
@@ -130,17 +132,18 @@ def open_table(file: Path) -> pq.ParquetFile:
 def read_columns(table: pq.ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
     """Return columns of a Parquet file, by default all, read by the calling thread alone.
 
-    Arrow's own threads may abort or hang a process that ends soon after they worked
+    Arrow's own threads may abort or stop a process that ends soon after they were used
     (apache/arrow issues 34314 and 50482).
     """
     return table.read(columns=columns, use_threads=False)
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a list: UTF-8, or UTF-16 with a byte order mark; bytes that are no UTF-8
+    """Return the text of a list: UTF-8, or UTF-16 with a byte order mark; bytes that are not UTF-8
     become surrogates, as in names of files.
 
-    Raises DataError for another encoding and for a file of more than `MAX_LIST_BYTES`, OSError.
+    Raises DataError for another encoding and for a file of more than `MAX_LIST_BYTES`, OSError for
+    one that cannot be read.
     """
     with file.open("rb") as opened:
         data = opened.read(MAX_LIST_BYTES + 1)
@@ -159,8 +162,8 @@ def read_text(file: Path) -> str:
 def stamp(root: Path, paths: Iterable[Path | str]) -> Stamps:
     """Return the stamps of files and folders.
 
-    A path that changed a moment ago may change again unseen, so its time is -1. Raises OSError for
-    a path that does not exist.
+    A path that changed a moment ago may change again with the same time, so its time is UNSETTLED.
+    Raises OSError for a path that does not exist.
     """
     now = time.time_ns()
     stamps = {}
@@ -190,14 +193,15 @@ def is_unchanged(root: Path, stamps: Stamps) -> bool:
 
 
 def have_true_times(ctimes: np.ndarray | Sequence[int]) -> bool:
-    """Return False if the times of change are all one whole second, or 0: then the file system
-    notes none (squashfs, ISO 9660, an image of a disk), and two versions can look the same."""
+    """Return False if the times of change, in ns, are all the same whole second, or 0: then the
+    file system does not record them (squashfs, ISO 9660, an image of a disk), and two versions can
+    have the same times."""
     times = np.asarray(ctimes, np.int64)
     times = times[times != 0]
     return bool((times % 10**9 != 0).any() or (times != times[:1]).any())
 
 
 def iterate_names(names: pa.BinaryArray) -> Iterator[bytes]:
-    """Yield the names one by one, in little memory."""
+    """Yield the names one by one, with little memory."""
     for first in range(0, len(names), _NAMES_AT_ONCE):
         yield from names.slice(first, _NAMES_AT_ONCE).to_pylist()

@@ -35,13 +35,17 @@ class _Entry(NamedTuple):
     """One image of a list."""
 
     place: str
-    """Where the entry is in the list: `line 3`."""
+    """The place of the entry in the list, as `line 3`."""
     path: str
     label: Label
 
 
 def list_listed(root: Path, file: Path, classes: Sequence[str] | None) -> Listing:
-    """List the images of `file`, in its order; their paths are relative to `root` or absolute."""
+    """List the images of `file`, in its order; their paths are relative to `root` or absolute.
+
+    classes: the names that labels number, or None. Raises DataError for a list that cannot be read,
+    without images, or with one twice, and for labels that are not in `classes`.
+    """
     read = _read_parquet if file.suffix.lower() == ".parquet" else _read_text
     images: list[_Entry] = []
     litter: list[str] = []
@@ -68,7 +72,8 @@ def list_listed(root: Path, file: Path, classes: Sequence[str] | None) -> Listin
 
 
 def _relative(root: Path, path: str) -> str:
-    """Return a path relative to `root`; one with backslashes that does not exist is of Windows."""
+    """Return a path relative to `root`; one with backslashes that does not exist is read as a path
+    of Windows."""
     if "\\" in path and not os.path.lexists(root / path):
         path = path.replace("\\", "/")
     return os.path.normpath(os.path.relpath(path, root) if os.path.isabs(path) else path)
@@ -90,7 +95,8 @@ def _note_litter(file: Path, litter: Sequence[str]) -> tuple[str, ...]:
 
 
 def _read_text(file: Path) -> Iterator[_Entry]:
-    """Yield the entries of the lines; a first line without an image's name is the heading."""
+    """Yield the entries of the lines; a first line without an image's name is the heading. Raises
+    DataError."""
     lines = list(io.StringIO(read_text(file), newline=""))
     columns: tuple[int, int] | None = None
     try:
@@ -108,8 +114,8 @@ def _read_text(file: Path) -> Iterator[_Entry]:
 
 
 def _find_delimiter(file: Path, lines: Sequence[str]) -> str:
-    """Return the first delimiter that finds a heading, or an image and a label, in the first line;
-    _BLANKS splits off the last word."""
+    """Return the first delimiter with which the first line is a heading, or an image and a label;
+    with _BLANKS, the last word is the label."""
     first = next((line for line in lines if line.strip()), "")
     delimiters = (_BLANKS, *_DELIMITERS) if file.suffix.lower() == ".txt" else _DELIMITERS
     for delimiter in delimiters:
@@ -132,7 +138,7 @@ def _split(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str
 
 
 def _read_parquet(file: Path) -> Iterator[_Entry]:
-    """Yield the entries of the rows."""
+    """Yield the entries of the rows. Raises DataError."""
     try:
         table = read_columns(open_table(file))
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -144,7 +150,7 @@ def _read_parquet(file: Path) -> Iterator[_Entry]:
 
 
 def _entry(file: Path, place: str, path: object, value: object) -> _Entry:
-    """Return an entry of a list. Raises DataError for one without a path or a label."""
+    """Return an entry of a list. Raises DataError for an entry without a path or a label."""
     if not isinstance(path, str) or not path or "\0" in path:
         raise DataError(f"{file}, {place}: {shorten(repr(path), 100)} is no path of an image")
     try:
@@ -160,7 +166,8 @@ def _entry(file: Path, place: str, path: object, value: object) -> _Entry:
 
 
 def _columns(file: Path, names: Sequence[str]) -> tuple[int, int]:
-    """Return the columns of the path and of the label. Raises DataError if one is missing."""
+    """Return the numbers of the columns of paths and of labels. Raises DataError if one is
+    missing."""
     found = _find_columns(names)
     if found is None:
         shown = ", ".join(map(printable, names[:SHOWN]))

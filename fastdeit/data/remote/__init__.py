@@ -1,1 +1,1 @@
-"""Data sets at a URL: listed, fetched to a folder, verified; later only what has changed."""
+"""Data sets at a URL: listed, fetched to a folder, verified; later only the files that changed."""

@@ -1,4 +1,4 @@
-"""URLs of data sets: their forms, without credentials, and the names that their files get."""
+"""URLs of data sets: their forms, without credentials, and the local names of their files."""
 
 import os
 import re
@@ -11,13 +11,13 @@ from fastdeit.display.text import printable
 from fastdeit.storage.urls import find_cached, name_cached
 
 OWN = ".fastdeit"
-"""The folder in a data set with what is ours; never fetched."""
-_MAX_NAME = 255  # bytes of a part of a path, on Linux
+"""The folder in a data set for files of this program; it is never fetched."""
+_MAX_NAME = 255  # bytes of one name in a path, on Linux
 
 
 def split_pattern(path: str) -> tuple[str, str]:
-    """Return the folder of a path with braces or wildcards that holds none of them, and the rest;
-    the rest is "" for a path without them."""
+    """Return the longest folder of a path that has no braces or wildcards, and the rest, which is
+    "" for a path without them."""
     found = re.search(r"[*?\[{]", path)
     if found is None:
         return path, ""
@@ -37,8 +37,8 @@ def find_place(url: str, cache: str) -> Path:
 
 
 def check_names(names: Iterable[str], where: str) -> None:
-    """Raise FetchError for a name that leads out of the folder, that no file can have, or that
-    another file has, too; where: for the message."""
+    """Raise FetchError for a name that leads out of the folder, that no file can have, or that is
+    repeated; where: the list's address, for the message."""
     seen: set[str] = set()
     for name in names:
         fault = "is there twice" if name in seen else _find_fault(name)
@@ -62,8 +62,8 @@ def _find_fault(name: str) -> str:
 
 
 def check_case(files: Iterable[RemoteFile], folder: Path) -> None:
-    """Raise FetchError if two names differ only in upper and lower case (or in how an accent is
-    stored), and the file system of an existing folder takes them for one."""
+    """Raise FetchError if two names differ only in upper and lower case (or in the form of an
+    accent), and the file system of an existing folder does not distinguish them."""
     seen: dict[str, str] = {}
     for file in files:
         other = seen.setdefault(_fold(file.name), file.name)

@@ -1,4 +1,4 @@
-"""A whole fetch: what a URL has, what a folder lacks of it, the room that it needs, the threads."""
+"""A whole fetch: the files of a URL, those that a folder lacks, the room for them, the threads."""
 
 import contextlib
 import os
@@ -31,20 +31,20 @@ from fastdeit.storage.free_space import find_free_bytes
 from fastdeit.storage.urls import hide_credentials, is_url, is_web
 
 WORKERS = 8
-"""Threads that fetch, by default."""
+"""The default number of threads that fetch."""
 _POLL_S = 0.5
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a URL, and which of them a folder lacks."""
+    """The files of a URL, and those of them that a folder lacks."""
 
     url: str
     folder: Path
     files: Sequence[RemoteFile]
     missing: Sequence[RemoteFile]
     found: Sequence[RemoteFile]
-    """Those that were in the folder with the same content, and not in its journal."""
+    """The files that were in the folder with the same content, but not in its journal."""
 
     @property
     def size(self) -> int:
@@ -55,7 +55,7 @@ class Listing:
         return sum(file.size for file in self.missing)
 
     def describe(self) -> str:
-        """Return how much there is, how much is to be fetched, and the room that the disk has."""
+        """Return one line: the files of the URL, those to fetch, and the free room on the disk."""
         there = f"{self.url}: {_count(self.files)}, {filesize.decimal(self.size)}"
         if not self.missing:
             return f"{there}; all of them are in {printable(self.folder)}"
@@ -78,10 +78,10 @@ def fetch(
     proceed: Callable[[], bool] = lambda: True,
     removes_stale: bool = False,
 ) -> Listing:
-    """Fetch the files of a URL that a folder lacks; return what was there and what was missing.
+    """Fetch the files of a URL that a folder lacks; return the listing from before the fetch.
 
-    patterns: names in the URL, where it is a folder that cannot be listed. proceed: asked twice a
-    second; False stops the fetch, which the next one continues. removes_stale: remove files that
+    patterns: names in the URL, where it is a folder that cannot be listed. proceed: called twice a
+    second; False stops the fetch, which the next fetch continues. removes_stale: remove files that
     were fetched and that the URL does not have any more. Raises FetchError, FetchStopped.
     """
     with open_source(url) as source, lock_folder(folder, terminal.say, proceed):
@@ -152,7 +152,7 @@ def _has(journal: Journal, file: RemoteFile) -> bool:
 
 
 def _owns(journal: Journal, file: RemoteFile) -> bool:
-    """Return True if a file was fetched from where it is to be fetched again."""
+    """Return True if a file was fetched from the same address."""
     entry = journal.entries.get(file.name)
     return entry is not None and entry.address == file.address
 
@@ -183,7 +183,7 @@ def _require_room(listing: Listing) -> None:
 
 @contextlib.contextmanager
 def _local_errors(folder: Path) -> Iterator[None]:
-    """Raise FetchError for what the disk refuses."""
+    """Raise FetchError in place of the disk's errors."""
     try:
         yield
     except OSError as error:
@@ -199,7 +199,7 @@ def _fill(
     terminal: Terminal,
     proceed: Callable[[], bool],
 ) -> None:
-    """Fetch what is missing, and record what was found."""
+    """Fetch the missing files, and record those that were found."""
     folder = listing.folder
     if listing.missing:
         mark_incomplete(folder, listing.url)
@@ -218,7 +218,7 @@ def _fill(
 def _watch(
     pool: TransferPool, listing: Listing, terminal: Terminal, proceed: Callable[[], bool]
 ) -> None:
-    """Wait for the threads, and show how far they are. Raises what one of them has raised."""
+    """Wait for the threads, and show their progress. Raises the error of a thread."""
     total = listing.size_missing
     bar = ProgressBar(terminal, total, "fetching")
     left = TimeLeft(total)
@@ -249,7 +249,7 @@ def _sync_folders(listing: Listing) -> None:
 
 
 def note_stale(listing: Listing, journal: Journal, terminal: Terminal) -> None:
-    """Name the files that an earlier fetch of the URL brought, and that are no longer there."""
+    """Name the files that came with an earlier fetch of the URL, which no longer has them."""
     stale = _list_stale(listing, journal)
     if stale:
         more = f" and {len(stale) - 1:,} more" if len(stale) > 1 else ""
@@ -262,13 +262,13 @@ def _list_stale(listing: Listing, journal: Journal) -> list[Path]:
     base = listing.url.rstrip("/") + "/"
     entries = [entry for entry in journal.entries.values() if entry.address.startswith(base)]
     absent = [entry for entry in entries if entry.name not in names]
-    # of a folder that has other splits too, those that were asked for are listed alone
+    # a folder may have other splits, too; only the requested ones were listed
     paths = [listing.folder / entry.name for entry in absent if not os.path.exists(entry.address)]
     return [path for path in paths if path.exists()]
 
 
 def _remove_stale(listing: Listing, journal: Journal) -> None:
-    """Remove the files that `note_stale` would name, and the folders that they leave empty."""
+    """Remove the files that `note_stale` would name, and the folders that are then empty."""
     stale = _list_stale(listing, journal)
     for path in stale:
         path.unlink()

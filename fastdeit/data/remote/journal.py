@@ -1,4 +1,4 @@
-"""The origin of the files in a folder: a line for each that was fetched; one fetch at a time."""
+"""The origin of the files in a folder, one line for each fetched file; and the lock of a fetch."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,8 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file that was fetched: what the source had, and the local file then."""
+    """A file that was fetched: its facts at the source, and the local file's time of modification
+    in ns."""
 
     name: str
     address: str
@@ -46,7 +47,7 @@ class Entry:
         return RemoteFile(self.name, self.address, self.size, self.version, self.checksum)
 
     def is_at(self, path: Path) -> bool:
-        """Return True if the local file is as it was fetched."""
+        """Return True if the local file has not changed since it was fetched."""
         with contextlib.suppress(OSError):
             facts = path.stat()
             return (facts.st_size, facts.st_mtime_ns) == (self.size, self.mtime_ns)
@@ -57,7 +58,7 @@ _FIELDS = {field.name: int if field.type is int else str for field in dataclasse
 
 
 class Journal:
-    """DIR/.fastdeit/fetch.jsonl. Attributes: folder, DIR; entries, by name."""
+    """The file DIR/.fastdeit/fetch.jsonl. Attributes: folder, DIR; entries, by name."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self.folder = folder
@@ -70,13 +71,14 @@ class Journal:
         self._has_more = len(records) > len(self.entries)
 
     def open(self) -> None:
-        """Begin to add entries: repair a torn line, drop those of older versions."""
+        """Open the file to add entries; first repair an incomplete line, and drop older entries of
+        the same names."""
         if self._path.exists() and (self._has_more or not _ends_line(self._path)):
             replace_lines(self._path, self.entries.values())
         self._file = AppendOnlyFile(self._path, self._warn)
 
     def add(self, file: RemoteFile, local: Path) -> None:
-        """Record that `local`, which may not have its name yet, is the file of a source."""
+        """Record that `local`, which may not have its final name yet, is this file of a source."""
         facts = local.stat()
         entry = Entry(
             file.name, file.address, file.size, file.version, file.checksum, facts.st_mtime_ns
@@ -98,7 +100,7 @@ class Journal:
 
 
 def _parse(line: dict[str, Any]) -> Entry | None:
-    """Return the record in a line; None if it is none. A million of them are read in seconds."""
+    """Return the entry in a line; None for another line. A million lines are read in seconds."""
     values = [restore_names(line.get(name)) for name in _FIELDS]
     if [type(value) for value in values] != list(_FIELDS.values()):
         return None
@@ -133,7 +135,7 @@ def is_complete(folder: Path, url: str) -> bool:
 
 
 def is_whole(folder: Path, url: str) -> bool:
-    """Return True if a folder had all files of a URL, and has lost none of what was fetched."""
+    """Return True if a folder had all files of a URL, and none has changed or is missing."""
     if not is_complete(folder, url):
         return False
     entries = Journal(folder, lambda _: None).entries.values()
@@ -156,17 +158,17 @@ def _read_completed(path: Path) -> dict[str, object]:
 def lock_folder(
     folder: Path, note: Callable[[str], None], proceed: Callable[[], bool]
 ) -> Iterator[None]:
-    """Let one process at a time fetch into a folder; wait for another one, naming it. A folder that
-    is created, and in which nothing is then written, is removed.
+    """Allow one process at a time to fetch into a folder; wait for another process, and name it.
+    Remove a folder that was created here if nothing is written in it.
 
-    proceed: asked while it waits; False ends the wait. Raises FetchStopped, FetchError.
+    proceed: called during the wait; False ends it. Raises FetchStopped, FetchError.
     """
     path = folder / OWN / "fetch.lock"
     is_new = not os.path.exists(folder)
     descriptor = _open_lock(path, folder)
     try:
         _wait_for_lock(descriptor, folder, note, proceed)
-        while not _is_at(descriptor, path):  # who held it has removed the folder
+        while not _is_at(descriptor, path):  # the process with the lock has removed the folder
             before, descriptor = descriptor, _open_lock(path, folder)
             os.close(before)
             _wait_for_lock(descriptor, folder, note, proceed)
@@ -197,7 +199,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _remove_empty(folder: Path, lock: Path) -> None:
-    """Remove a folder that holds nothing but the lock, which this process has."""
+    """Remove a folder that holds only the lock, which this process has."""
     with contextlib.suppress(OSError):
         if os.listdir(folder) == [OWN] and os.listdir(lock.parent) == [lock.name]:
             lock.unlink()

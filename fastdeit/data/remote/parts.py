@@ -1,4 +1,5 @@
-"""Files while they arrive: the blocks that are there, and of which file they are."""
+"""Files that have not arrived completely: their blocks on the disk, and the file of a source that
+these belong to."""
 
 import contextlib
 import hashlib
@@ -13,14 +14,15 @@ from fastdeit.storage.json_values import read_json_file
 from fastdeit.storage.jsonl import format_line
 
 BLOCK = 16 << 20
-"""Bytes that are fetched at once, and recorded when they are on the disk."""
+"""The bytes of a block, which is fetched at once, and recorded when it is on the disk."""
 
 
 class Part:
-    """The part of a file that is there, in DIR/.fastdeit/parts; its blocks are continued only if
+    """A file that has not arrived completely, in DIR/.fastdeit/parts; its blocks are used only if
     the source still has the same file.
 
-    block: bytes of a block. Attributes: done, the numbers of the blocks that are on the disk.
+    block: bytes of a block. Attributes: path; done, the numbers of the blocks that are on the disk.
+    Raises OSError if it cannot be created.
     """
 
     def __init__(self, folder: Path, file: RemoteFile, block: int) -> None:
@@ -39,7 +41,7 @@ class Part:
             raise
 
     def _read_done(self, file: RemoteFile) -> set[int]:
-        """Return the blocks of an earlier fetch; none unless it was of the same file."""
+        """Return the blocks of an earlier fetch of the same file."""
         try:
             state = read_json_file(self._state)
             is_same = state["file"] == self._identity and self.path.stat().st_size == file.size
@@ -58,14 +60,14 @@ class Part:
             rest = rest[written:]
 
     def record(self, block: int) -> None:
-        """Record that a block is there, when it is on the disk. Raises OSError."""
+        """Wait until a block is on the disk, and record it. Raises OSError."""
         os.fdatasync(self._descriptor)
         self.done.add(block)
         state = {"file": self._identity, "done": sorted(self.done)}
         atomic_write_text(self._state, format_line(state))
 
     def forget(self) -> None:
-        """Have the next part of the file begin with nothing."""
+        """Remove the record of the blocks, so that the next fetch begins with none."""
         self._state.unlink(missing_ok=True)
 
     def sync(self) -> None:
@@ -75,7 +77,7 @@ class Part:
         os.close(self._descriptor)
 
     def move_to(self, place: Path) -> None:
-        """Give the file, which is whole, its name. Raises OSError."""
+        """Give the complete file its name. Raises OSError."""
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.path, place)
         self.forget()
@@ -92,7 +94,7 @@ def _find_part(folder: Path, file: RemoteFile) -> Path:
 
 
 def count_arrived(folder: Path, files: Iterable[RemoteFile]) -> int:
-    """Return the bytes that the parts of files in a folder take on the disk."""
+    """Return the bytes on the disk of files that have not arrived completely."""
     size = 0
     for file in files:
         with contextlib.suppress(OSError):

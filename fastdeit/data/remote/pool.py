@@ -1,4 +1,4 @@
-"""The threads that fetch: each takes the next block, of a file that has begun if there is one."""
+"""The threads that fetch: each takes the next block, first of a file that was begun."""
 
 import threading
 import time
@@ -9,14 +9,14 @@ from fastdeit.data.remote.journal import Journal
 from fastdeit.data.remote.source import FetchStopped, RemoteFile, Source
 from fastdeit.data.remote.transfer import Block, Transfer
 
-_END_S = 1.0  # for threads that are not waiting for a server
+_END_S = 1.0  # to wait for threads that are not waiting for a server
 
 
 class TransferPool:
     """Threads that fetch files into a folder; the first error ends them all.
 
     The threads are daemons: one that waits for a silent server ends with the process. Attributes:
-    received, the bytes of the files that have arrived, from earlier fetches, too.
+    received, the bytes of the files that have arrived, also in earlier fetches.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class TransferPool:
             thread.start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long for the end; return True at the end. Raises the first error of a thread."""
+        """Wait at most `seconds` for the end of all threads; return True if they have ended. Raises
+        the first error of a thread."""
         deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -58,7 +59,7 @@ class TransferPool:
         return is_over
 
     def stop(self) -> None:
-        """Have the threads end; what arrives after this is not written."""
+        """Stop the threads; bytes that arrive after this are not written."""
         self._stop.set()
         deadline = time.monotonic() + _END_S
         for thread in self._threads:
@@ -81,7 +82,8 @@ class TransferPool:
             self._stop.set()
 
     def _take(self) -> tuple[Transfer, Block | None] | None:
-        """Return the next block; None for the block if all of a file is there, None at the end."""
+        """Return the next block with its transfer; the transfer with None if no block of the file
+        is missing; None if no file is left."""
         with self._changed:
             while not self._stop.is_set():
                 for transfer in self._active:

@@ -1,4 +1,4 @@
-"""Attempts after faults that may pass: the same waits each time."""
+"""Repeated attempts after temporary faults, with fixed waits."""
 
 import logging
 import time
@@ -8,7 +8,7 @@ from typing import TypeVar
 from fastdeit.data.remote.source import FetchStopped, Transient, Unreachable
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Before each further attempt, unless the source asks for another time."""
+"""The seconds before each further attempt, unless the source asks for another time."""
 _NOTED_FROM = 3  # failures in a row
 _POLL_S = 1.0
 _log = logging.getLogger(__name__)
@@ -17,9 +17,9 @@ Result = TypeVar("Result")
 
 
 def next_wait(fault: Transient, failures: int, what: str) -> float:
-    """Return the seconds to wait after so many failures in a row, from 1.
+    """Return the seconds to wait after `failures` failures in a row, at least 1.
 
-    Raises Unreachable after the last attempt; what: the address, for the message.
+    what: the address, for the message. Raises Unreachable after the last attempt.
     """
     if failures > len(WAITS_S):
         raise Unreachable(f"{what}: {fault}; tried {failures} times")
@@ -32,10 +32,10 @@ def next_wait(fault: Transient, failures: int, what: str) -> float:
 def retry(
     action: Callable[[], Result], what: str = "", proceed: Callable[[], bool] = lambda: True
 ) -> Result:
-    """Return the result of an action, which is tried again after faults that may pass.
+    """Return the result of an action, which is repeated after temporary faults.
 
-    proceed: asked before each attempt and every second between two. Raises FetchStopped once it
-    returns False, Unreachable after the last attempt.
+    what: the address, for messages; proceed: called before each attempt and every second of a wait.
+    Raises FetchStopped once it returns False, Unreachable after the last attempt.
     """
     failures = 0
     require_proceed(proceed, what)

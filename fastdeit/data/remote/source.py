@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from typing import Protocol
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-"""Numbers of the errors of a disk that is full."""
+"""The numbers of the errors of a disk that is full."""
 
 
 class FetchError(ValueError):
-    """A file that cannot be fetched; its message is for the user."""
+    """The error of a file that cannot be fetched; its message is for the user."""
 
 
 class Unreachable(FetchError):
-    """A source that did not answer, or only with errors that may pass."""
+    """The error of a source that gave no answer, or temporary errors alone."""
 
 
 class FetchStopped(FetchError):
-    """A fetch that was asked to stop; the next one continues it."""
+    """The end of a fetch that was asked to stop; the next fetch continues it."""
 
 
 class Transient(Exception):
-    """A fault that may pass. Attributes: after_s, how long the source asks to wait, or None."""
+    """A temporary fault. Attributes: after_s, the seconds that the source asks to wait, or None."""
 
     def __init__(self, text: str, after_s: float | None = None) -> None:
         super().__init__(text)
@@ -32,7 +32,7 @@ class Transient(Exception):
 
 
 class Changed(Exception):
-    """The source has another file than the one that was being fetched."""
+    """The error when the source replaces the file that is being fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +40,22 @@ class RemoteFile:
     """A file at a source."""
 
     name: str
-    """Below the folder that it is fetched to, with slashes."""
+    """The path below the folder that it is fetched to, with slashes."""
     address: str
-    """Where it is, without credentials."""
+    """The URL or path of the file, without credentials."""
     size: int
-    """Bytes; -1: not known yet."""
+    """The size in bytes; -1: not known yet."""
     version: str = ""
-    """Changes with the content: an ETag or a time of modification; "" if there is neither."""
+    """A text that changes with the content, an ETag or a time of modification; "" if there is
+    none."""
     checksum: str = ""
-    """Of the content: sha256:HEX, md5:HEX, or git:HEX (git's id of a blob); "" if it is unknown."""
+    """The hash of the content: sha256:HEX, md5:HEX, or git:HEX (git's id of a blob); "" if it is
+    unknown."""
     mtime_ns: int = 0
-    """Time of modification that the copy gets; 0: that of its arrival."""
+    """The time of modification of the copy; 0: the time of its arrival."""
 
     def holds_same(self, other: "RemoteFile") -> bool:
-        """Return True if nothing shows that the content of two files differs."""
+        """Return True if neither size, checksum nor version shows a difference of two files."""
         if self.size != other.size:
             return False
         if self.checksum and other.checksum:
@@ -66,14 +68,14 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Answer:
-    """A part of a file, as it arrives."""
+    """A byte range of a file, as it arrives."""
 
     start: int
     """The offset of its first byte; 0 if the source ignores ranges."""
     end: int
-    """The offset behind its last byte."""
+    """The offset after its last byte."""
     size: int | None
-    """Bytes of the whole file, if the source says so."""
+    """The size of the whole file in bytes, if the source gives it."""
     version: str
     chunks: Iterator[bytes]
 
@@ -89,9 +91,9 @@ class Source(Protocol):
         """Return the file as it is now."""
 
     def open(self, file: RemoteFile, start: int, end: int) -> AbstractContextManager[Answer]:
-        """Begin to read the bytes from `start` to before `end`."""
+        """Begin to read the bytes from `start` up to, and without, `end`."""
 
     def has_checksum(self, file: RemoteFile) -> bool:
-        """Return False if what looks like a checksum of the file may be something else."""
+        """Return False if the checksum of the file may be another value than a hash."""
 
     def close(self) -> None: ...

@@ -1,5 +1,5 @@
-"""The local folder of a data set: one at a URL is fetched into a cache before it is read, and so is
-one at a path if a cache is named."""
+"""The local folder of a data set: a data set at a URL, or one at a path with a cache, is fetched
+into the cache before it is read."""
 
 import contextlib
 import os
@@ -16,9 +16,9 @@ from fastdeit.storage.urls import is_url
 
 
 def local_folder(path: str, cache: str = "") -> Path:
-    """Return the folder of a data set, which at a URL is its place in the cache; at a path the copy
-    in a cache that is named, once it is complete. Raises ValueError for a URL with credentials,
-    which would be recorded."""
+    """Return the folder of a data set: for a URL its folder in the cache; for a path its copy in
+    `cache`, if that is complete, else the path. Raises ValueError for a URL with credentials, which
+    would be recorded."""
     if is_url(path):
         refuse_credentials("data_path", path)
         return find_place(path, cache)
@@ -38,13 +38,14 @@ def fetch_folder(
     alone: bool = False,
     proceed: Callable[[], bool] = lambda: True,
 ) -> Path:
-    """Return the folder of a data set; one at a URL, or with a cache that is named, is fetched into
-    the cache, once on each machine. A collective where torch.distributed is initialised, unless
+    """Return the folder of a data set; fetch one at a URL, or one at a path with a cache, into the
+    cache, once on each machine. A collective where torch.distributed is initialised, unless
     `alone`.
 
-    splits: their names, which may be patterns. uses_copy: a complete copy is used without a look at
-    the source, as a run does that resumes. proceed: as `on_each_machine` takes it; a fetch that was
-    asked to stop ends without an error. Raises ValueError.
+    splits: their names, which may be patterns. uses_copy: a complete copy is used without a request
+    to the source, as by a resumed run. proceed: as for `on_each_machine`; a fetch that was asked to
+    stop ends without an error. Raises ValueError for a path or a cache that cannot be used, and
+    FetchError.
     """
     if not (is_url(path) or cache):
         return Path(path)
@@ -76,7 +77,7 @@ def _stage(
     uses_copy: bool,
     proceed: Callable[[], bool],
 ) -> None:
-    """Fetch what a folder lacks of a URL; without a network, a complete copy is used, with a
+    """Fetch the files of a URL that a folder lacks; without a network, use a complete copy, with a
     note."""
     if uses_copy and is_whole(folder, path):
         return
@@ -105,7 +106,7 @@ def _is_inside(folder: str, above: str) -> bool:
 
 
 def _copy_tables(source: Path, folder: Path, splits: Sequence[str]) -> None:
-    """Copy the index of each split that the copy lacks: images that are equal are not checked
+    """Copy the index of each split to a copy without one, so that equal images are not checked
     again."""
     from fastdeit.data.table import table_places  # pyarrow imports slowly
 

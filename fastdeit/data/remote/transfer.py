@@ -1,4 +1,5 @@
-"""One file on its way: its blocks, received by several threads, verified, and given its name."""
+"""The transfer of one file: its blocks are received by several threads and verified; then the file
+gets its name."""
 
 import hashlib
 import os
@@ -26,30 +27,30 @@ _HASHED = 1 << 20  # bytes at once
 
 
 class _RangeIgnored(Exception):
-    """The source sends the whole file for a part of it."""
+    """The error of a source that sends the whole file in place of a range."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Round:
-    """A file as the source had it, and the blocks in which it is received."""
+    """One version of the source's file, and the blocks in which it is received."""
 
     file: RemoteFile
     part: Part
     size: int
-    """Bytes of a block."""
+    """The bytes of a block."""
 
     @property
     def count(self) -> int:
         return -(-self.file.size // self.size)
 
     def bounds(self, block: int) -> tuple[int, int]:
-        """Return the offsets of the first byte of a block and of the first one behind it."""
+        """Return the offsets of the first byte of a block and of the first byte after it."""
         return block * self.size, min((block + 1) * self.size, self.file.size)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a file, to be received by one thread."""
+    """A block of a file, which one thread receives."""
 
     round: _Round
     number: int
@@ -59,8 +60,8 @@ class Transfer:
     """A file that is fetched into a folder.
 
     A source that ignores ranges sends the whole file as one block. When the source changes the
-    file, a new round begins: parts of two versions are never mixed. count: called with the number
-    of bytes that have arrived; below 0, that do not count any more. Methods raise FetchError,
+    file, a new round begins: blocks of two versions are never mixed. count: called with the number
+    of bytes that have arrived; below 0, of bytes that are dropped. Methods raise FetchError,
     OSError.
     """
 
@@ -85,7 +86,7 @@ class Transfer:
         self._begin(file, BLOCK)
 
     def _begin(self, file: RemoteFile, size: int) -> None:
-        """Begin a round with the blocks that are not there yet."""
+        """Begin a round with the blocks that are missing."""
         part = Part(self._folder, file, size)
         self._round = _Round(file, part, size)
         self._pending = deque(sorted(set(range(self._round.count)) - part.done))
@@ -104,8 +105,8 @@ class Transfer:
             return Block(self._round, self._pending.popleft()) if self._pending else None
 
     def receive(self, block: Block) -> bool:
-        """Receive a block, or begin a new round if the source has another file now; return True if
-        nothing is left to receive."""
+        """Receive a block, or begin a new round if the source has changed the file; return True if
+        no block is left to receive."""
         try:
             self._receive(block.round, *block.round.bounds(block.number))
         except Changed:
@@ -115,7 +116,8 @@ class Transfer:
         return self._record(block)
 
     def _receive(self, current: _Round, start: int, end: int) -> None:
-        """Receive the bytes from `start` to before `end`, after a fault from where it happened."""
+        """Receive the bytes from `start` up to, and without, `end`; after a fault, continue at the
+        byte where it happened."""
         position = reached = before = start
         failures = 0
         while position < end:
@@ -135,7 +137,7 @@ class Transfer:
                 self._wait(next_wait(fault, failures, current.file.address))
 
     def _store(self, current: _Round, position: int, chunk: bytes, end: int) -> int:
-        """Write a chunk; return the offset behind it."""
+        """Write a chunk; return the offset after it."""
         if position + len(chunk) > end:
             raise Changed
         with self._lock:
@@ -166,7 +168,7 @@ class Transfer:
 
     def _restart(self, failed: _Round, is_whole: bool = False) -> bool:
         """Begin a new round, with the file that the source has now, unless another thread has."""
-        # outside of the lock: the source may take its time
+        # outside the lock: the source may be slow
         file = failed.file if is_whole else self._describe(failed.file)
         with self._lock:
             if failed is not self._round:
@@ -190,8 +192,8 @@ class Transfer:
                 self._wait(next_wait(fault, failures, file.address))
 
     def finish(self) -> bool:
-        """Verify the file, record it, and give it its name; return False if a new round begins,
-        whose last block ends with another call."""
+        """Verify the file, record it, and give it its name. Return False if a new round begins:
+        then call this again after its last block."""
         current = self._round
         current.part.sync()
         while not self._is_right(current):
@@ -202,13 +204,13 @@ class Transfer:
         place = self._folder / current.file.name
         if current.file.mtime_ns:
             os.utime(current.part.path, ns=(current.file.mtime_ns, current.file.mtime_ns))
-        # first the record: a file without one would be taken for the user's own
+        # first the record: a file without one would be seen as one of the user
         self._journal.add(current.file, current.part.path)
         current.part.move_to(place)
         return True
 
     def _is_right(self, current: _Round) -> bool:
-        """Return True if the content is that of the source, as far as it can be known."""
+        """Return True if nothing shows that the content differs from that of the source."""
         file = current.file
         if file.checksum:
             found = hash_content(current.part.path, file)
@@ -224,9 +226,10 @@ class Transfer:
 
 
 def _check_answer(answer: Answer, file: RemoteFile, asked: tuple[int, int, int]) -> None:
-    """Raise Changed or _RangeIgnored for an answer with other bytes than those that are to come.
+    """Raise Changed or _RangeIgnored for an answer with other bytes than the requested ones.
 
-    asked: offsets of the first byte of the block, of the first one that is missing, and behind it.
+    asked: offsets of the block's first byte, of the first missing byte, and of the byte after the
+    block.
     """
     start, position, end = asked
     if answer.version != file.version or answer.size not in (None, file.size):
@@ -238,7 +241,7 @@ def _check_answer(answer: Answer, file: RemoteFile, asked: tuple[int, int, int])
 
 
 def hash_content(path: Path, file: RemoteFile) -> str:
-    """Return the checksum of a local file, in the form that the source has. Raises OSError."""
+    """Return the checksum of a local file, of the same kind as that of `file`. Raises OSError."""
     kind = file.checksum.partition(":")[0]
     digest = hashlib.new("sha1" if kind == "git" else kind, usedforsecurity=False)
     if kind == "git":

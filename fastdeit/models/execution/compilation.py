@@ -37,7 +37,7 @@ def compile_network(network: nn.Module) -> None:
 
 
 def compile_function(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Return a function that runs compiled."""
+    """Return a function that computes the same, compiled at its first call."""
     return torch.compile(function, **_arguments())
 
 
@@ -56,8 +56,8 @@ def _list_options() -> dict[str, bool]:
 
 @contextmanager
 def run_uncompiled() -> Iterator[None]:
-    """Run networks within uncompiled, so that no evaluation waits for a compiler, for each of its
-    batch sizes, and its results do not depend on one."""
+    """Run the networks in this context uncompiled, so that no evaluation waits for a compiler, for
+    each of its batch sizes, and its results do not depend on one."""
     # importing it takes seconds, and nothing was compiled without it
     is_used = "torch._dynamo" in sys.modules
     with torch.compiler.set_stance("force_eager") if is_used else nullcontext():

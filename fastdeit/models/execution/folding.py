@@ -1,10 +1,11 @@
 """Batch norms of a frozen network folded into the convolutions before them.
 
 A batch norm in evaluation is an affine map of each channel, so it can be folded into the
-convolution whose output it takes: y = (w * x + b - mean) · g / sqrt(var + eps) + beta has the
-weights w · g / sqrt(var + eps). A RegNetY-16GF reads and writes its activations once less for each
-of its norms. Which norm follows which convolution is observed while the network runs on one image,
-and so holds for any code; a network that gives other logits afterwards is not folded.
+convolution whose output it takes. Then y = (w * x + b - mean) · g / sqrt(var + eps) + beta is a
+convolution with the weights w · g / sqrt(var + eps). A RegNetY-16GF reads and writes its
+activations once less for each of its norms. Which norm follows which convolution is observed while
+the network runs on one image, and so holds for any code; a network that gives other logits
+afterwards is not folded.
 """
 
 import copy

@@ -45,8 +45,8 @@ def run_in_parts(run: Logits, images: torch.Tensor, execution: Execution) -> tor
 
 @contextmanager
 def choose_algorithms(*, benchmark: bool) -> Iterator[None]:
-    """Let cuDNN time its algorithms within, if `benchmark`; restore the previous setting at the
-    end."""
+    """Let cuDNN time its algorithms in this context, if `benchmark`; restore the previous setting
+    at the end."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = benchmark or before
     try:

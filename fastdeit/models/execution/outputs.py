@@ -13,9 +13,9 @@ def count_heads(model: nn.Module, name: str, size: int, num_classes: int) -> int
 
     name: of the model, for errors; size: side of the images in pixels. The pass is made in torch's
     meta device, in training mode, and changes nothing. Raises SettingError, in one line, for a
-    model that shares weights between modules, does not run on images of this size, or returns
-    something else than the logits (B, num_classes) of one head or two. A model that the meta device
-    cannot run counts as one head.
+    model that shares weights between modules, does not run on images of this size, or does not
+    return the logits (B, num_classes) of one head or two. A model that the meta device cannot run
+    counts as one head.
     """
     _refuse_shared(model, name)
     try:

@@ -15,7 +15,8 @@ from fastdeit.models.teachers.view import Preprocessing
 class Ensemble:
     """The mean of the logits of several teachers, with the methods of a `Teacher`.
 
-    They run one after the other: beside their weights, memory for the activations of one is needed.
+    They run one after the other: in addition to their weights, memory is needed only for the
+    activations of one.
     """
 
     def __init__(self, teachers: Sequence[Teacher]) -> None:

@@ -36,7 +36,7 @@ def _show(value: Any) -> str:
 
 def list_recipes(records: Sequence[RunRecord]) -> list[Row]:
     """Return the name of each run's recipe, then a row for each setting in which a run differs from
-    its own: `2, recipe 300`, and no value for a run that has the recipe's."""
+    its own recipe, such as `2, recipe 300`; a run with the recipe's setting has no value."""
     changes = [list_changes(record) for record in records]
     flags = dict.fromkeys(flag for one in changes for flag in one)
     name = make_row("recipe", [record.recipe or None for record in records])

@@ -1,4 +1,4 @@
-"""Counts of the recorded predictions of a run, without a model: confusions, and the answers for
+"""Counts of a run's recorded predictions, made without a model: confusions, and the answers for
 each class."""
 
 import numpy as np

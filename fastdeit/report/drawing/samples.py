@@ -65,7 +65,7 @@ def find_settings(record: RunRecord) -> Config:
 
 
 def find_data(settings: Config) -> Path:
-    """Return the folder of a data set, absolute. Raises ValueError if it is not there."""
+    """Return the folder of a data set, absolute. Raises ValueError if it does not exist."""
     data = settings.data
     folder = local_folder(data.data_path, data.data_cache)
     if not (data.data_path and folder.is_dir()):

@@ -2,9 +2,9 @@
 
 A step of DeiT-S needs hundreds of launches, each of them some microseconds of host time; at 128
 images a GPU has done its work before the host has launched it. A recorded function reads its
-arguments from static tensors, into which a call copies what it is given. All else that it reads
-must be tensors whose memory is the same at each call; of a Python number the present value is
-recorded.
+arguments from static tensors, into which a call copies what it is given. Everything else that it
+reads must be a tensor whose memory is the same at each call; a Python number is recorded with its
+present value.
 """
 
 from collections.abc import Callable
@@ -47,9 +47,9 @@ class Recorder(Protocol):
     """Recorder of launches: `CudaRecorder` (graphs/cuda.py), or a substitute for it on a CPU."""
 
     def record(self, function: Callable[[], torch.Tensor | None]) -> Recording:
-        """Record the launches of a function; tensors that were there before stay unchanged.
+        """Record the launches of a function; tensors that existed before do not change.
 
-        It may raise any exception; then nothing has changed either.
+        Any exception may be raised; then nothing has changed either.
         """
 
 

@@ -1,4 +1,4 @@
-"""A trial of a function that leaves every tensor as it was."""
+"""A trial of a function, after which every tensor has its former value."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from torch.utils._pytree import tree_leaves
 
 
 class Undo(TorchDispatchMode):
-    """A context after which all tensors that were there before have their values again, also after
-    an exception.
+    """A context that restores the values of all tensors that existed before, also after an
+    exception.
 
     It copies the memory of a tensor before the first operator that changes it, as the schemas of
     the operators declare; those of the backward pass are seen too. It needs memory for as much as

@@ -1,8 +1,8 @@
 """The plan of a device's memory: what a run will need, by part.
 
 The state follows from the number of parameters, ZeRO's stage and the ranks; activations and
-gradients of a micro-batch from one pass on torch's meta device (usage.py). What the CUDA context,
-NCCL and DALI allocate beside torch is not in it.
+gradients of a micro-batch from one pass on torch's meta device (usage.py). The memory that the CUDA
+context, NCCL and DALI allocate outside of torch is not in it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ def count_state(parameters: int, trained: int, layout: ZeroLayout) -> dict[str, 
     share = trained / layout.ranks
     on_device = 0 if layout.offloads else 1
     copies = 2 if layout.stage == 3 else 1
-    # at ZeRO 3 DeepSpeed gathers up to 1e9 elements beside the partitions
+    # at ZeRO 3 DeepSpeed gathers up to 1e9 elements in addition to the partitions
     weights = 1 + 1 / layout.ranks if layout.stage == 3 else 1
     return {
         "weights": weights * parameters * layout.itemsize,

@@ -32,7 +32,7 @@ def fused_attention() -> Iterator[None]:
 
 
 class StepUsage(NamedTuple):
-    """Bytes of the tensors of a micro-batch, beside weights and inputs."""
+    """Bytes of the tensors of a micro-batch, without weights and inputs."""
 
     activations: int
     """The bytes that are stored from the forward to the backward pass."""

@@ -14,8 +14,8 @@ class Ema:
 
     The formula is that of `torch.optim.swa_utils.get_ema_multi_avg_fn`, whose `AveragedModel` needs
     a whole module, which ZeRO 3 does not have, and a host that knows whether a step was skipped. On
-    DeepSpeed's partitions it costs 4 bytes * parameters / ranks, no communication and one launch a
-    partition.
+    DeepSpeed's partitions it costs 4 bytes * parameters / ranks, no communication and one launch
+    for each partition.
 
     warmup: the decay rises to `decay` with the number of the step, as that of timm's `ModelEmaV3`
     with `use_warmup`: 1 - (1 + step)^(-2/3), so the first update copies the weights.

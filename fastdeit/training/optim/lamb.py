@@ -1,12 +1,12 @@
 """LAMB on flat partitions: one trust ratio for each parameter, wherever its elements are.
 
 LAMB (arXiv 1904.00962) multiplies Adam's update of a parameter by ‖w‖ / ‖update‖. Under ZeRO a rank
-has a flat tensor a group with pieces of parameters, so the squares of both norms are summed over
-the ranks: in a step one all-reduce of two numbers a parameter for each tensor with weight decay.
-Formula: timm 1.0.31 optim/lamb.py with its defaults (bias correction, averaged gradients, decay in
-the update, no trust ratio without weight decay), except that the clipping of the global gradient
-norm is DeepSpeed's. It takes `found_inf` and `grad_scale` as torch's fused AdamW does, so that the
-device skips and clips a step, and the host reads none of its values.
+has a flat tensor for each group, with pieces of parameters, so the squares of both norms are summed
+over the ranks. A step has one all-reduce for each tensor with weight decay, of two numbers per
+parameter. Formula: timm 1.0.31 optim/lamb.py with its defaults (bias correction, averaged
+gradients, decay in the update, no trust ratio without weight decay), except that the clipping of
+the global gradient norm is DeepSpeed's. It takes `found_inf` and `grad_scale` as torch's fused
+AdamW does, so that the device skips and clips a step, and the host reads none of its values.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -18,7 +18,7 @@ def parameter_groups(
     `no_weight_decay()` names have no decay, except the parameters named in `decayed`.
 
     With `layer_decay` each depth has groups of its own, with timm's `lr_scale` = layer_decay **
-    (depths above it); the model's `group_matcher()` says which parameter has which depth.
+    (depths above it); the model's `group_matcher()` decides the depth of each parameter.
     """
     names: set[str] = getattr(model, "no_weight_decay", set)() - set(decayed)
     if layer_decay is None:

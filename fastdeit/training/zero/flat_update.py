@@ -1,11 +1,11 @@
 """Backward and step on DeepSpeed's flat partitions at ZeRO 1 and 2, without a wait.
 
 DeepSpeed builds the partitions and fills them at a resume; its hooks, buckets and `step()` do not
-run. Gradients of all weights are copied into static flat fp32 buffers in one launch. What the step
-decides stays on the device: torch's fused AdamW takes the flag `found_inf`, the divisor
+run. Gradients of all weights are copied into static flat fp32 buffers in one launch. The decisions
+of a step remain on the device: torch's fused AdamW takes the flag `found_inf`, the divisor
 `grad_scale` and the learning rate as tensors, so that it skips, clips and counts its steps there.
-No function reads a value of the device, and all work on memory that stays the same from step to
-step, so that a CUDA graph may capture any that is not a collective.
+No function reads a value of the device, and all of them work on memory that is the same in every
+step, so that a CUDA graph may capture each one that is not a collective.
 
 The arithmetic is DeepSpeed's (0.19.8, runtime/zero/stage_1_and_2.py): the loss divided by the
 number of micro-batches, sums in fp32, each group's norm in fp64, clipping by (norm + 1e-6) / limit.

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from fastdeit.training.zero.flat import FlatLossModule
 
 Gradients = tuple[torch.Tensor, ...] | list[torch.Tensor]
+"""The gradients of all leaves, in their order."""
 
 
 class FlatGradients:

@@ -3,9 +3,9 @@ reduce the gradient in pieces while the backward pass still runs.
 
 A ring over R ranks sends (R - 1) / R of the bytes over each link, in R - 1 turns, each with the
 latency of the slowest link (Thakur, Rabenseifner, Gropp 2005, "Optimization of collective
-communication operations in MPICH", section 4). NCCL's rings cross a machine's border once for each
-of its network cards, so with one card a GPU several machines have nearly the bandwidth of one, and
-the latency of the network. No GPU has shown these times yet.
+communication operations in MPICH", section 4). NCCL's rings cross the border of a machine once for
+each of its network cards. So with one card per GPU several machines have nearly the bandwidth of
+one machine, and the latency of the network. No GPU has shown these times yet.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
 """The gradient reduced in pieces while the backward pass still runs.
 
-A piece has consecutive weights of the model. As soon as the backward pass has their gradients, they
-are copied into the flat buffers, and an asynchronous reduce for each rank that owns elements of the
-piece begins, as DeepSpeed's buckets do (0.19.8). The pieces are sent in a fixed order, that of the
-backward pass, so all ranks call the same collectives. The sums are those of one reduction at the
-end: on two ranks to the bit, on more a ring may add in another order.
+A piece has consecutive weights of the model. As soon as the backward pass has their gradients,
+these are copied into the flat buffers. Then an asynchronous reduce begins for each rank that owns
+elements of the piece, as with DeepSpeed's buckets (0.19.8). The pieces are sent in a fixed order,
+that of the backward pass, so all ranks call the same collectives. The sums are those of one
+reduction at the end: on two ranks to the bit, on more a ring may add in another order.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -10,8 +10,9 @@ deepspeed/runtime/zero/{stage_1_and_2,stage3}.py of 0.19.8; `open_partitions` fa
 later version lacks what it needs.
 
 DeepSpeed's public functions (`safe_get_full_fp32_param`, `safe_get_full_optimizer_state` and their
-setters) are not used: they communicate once a parameter, have no EMA, at ZeRO 1 and 2 find the
-moments of the first group only, and do not refresh the bf16 copies. The tests compare with them.
+setters) are not used. They communicate once for each parameter, have no EMA, and do not refresh the
+bf16 copies; at ZeRO 1 and 2 they find only the moments of the first group. The tests compare with
+them.
 """
 
 from abc import ABC, abstractmethod
@@ -83,7 +84,7 @@ class Partitions(ABC):
 
     @abstractmethod
     def load_frozen(self, named: Mapping[str, torch.Tensor]) -> None:
-        """Set the model's weights that no group has, by name; a collective."""
+        """Set, from full tensors by name, the model's weights that no group has; a collective."""
 
     @abstractmethod
     def _update_model(self) -> None:
@@ -141,12 +142,14 @@ class Partitions(ABC):
             flat.copy_(parts[dist.get_rank()])
 
     def load(self, named: Mapping[str, torch.Tensor]) -> None:
-        """Set the master weights, and from them the model's own weights; a collective."""
+        """Set the master weights from full fp32 tensors by name, and from them the model's own
+        weights; a collective."""
         self.scatter(named, self.masters)
         self._update_model()
 
     def moments(self) -> tuple[int, list[torch.Tensor], list[torch.Tensor]]:
-        """Return the optimizer's step and this rank's two moments; zeros before the first step."""
+        """Return the optimizer's step and this rank's two moments, each as one flat fp32 tensor per
+        group; zeros before the first step."""
         self.create_moments()
         states = [self.optimizer.state[group] for group in self._groups]
         first = [state["exp_avg"] for state in states]

@@ -107,5 +107,5 @@ def test_help_describes_the_preview_itself(capfd: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as end:
         preview_command(["--help"])
     said = " ".join(capfd.readouterr().out.replace("│", " ").split())
-    assert end.value.code == 0 and "Draw what the model will see of chosen samples" in said
+    assert end.value.code == 0 and "Draw chosen samples as the model will see them" in said
     assert "--ordinals" in said and "Train a distilled DeiT" not in said

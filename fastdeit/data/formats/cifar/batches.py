@@ -21,14 +21,15 @@ class Batch(NamedTuple):
     """The images of a file, in its order."""
 
     rows: np.ndarray
-    """uint8 (N, 3087), read-only: each row a PPM file, for the decoder that reads JPEG too."""
+    """uint8 (N, 3087), read-only: each row is a PPM file, which the decoder of JPEG reads, too."""
     labels: np.ndarray
-    """uint8 (N,)."""
+    """uint8 (N,): numbers of classes."""
 
 
 def read_binary(data: bytes, where: str, label_bytes: int) -> Batch:
-    """Return the images of a file of records: `label_bytes` labels, the last of which is the class,
-    then the pixels. Raises DataError, naming `where` it is, for another length."""
+    """Return the images of a file of records: `label_bytes` labels of a byte each, of which the
+    last is the class, then the pixels. Raises DataError, which names `where`, for another
+    length."""
     size = label_bytes + _PIXELS
     if not data or len(data) % size:
         raise DataError(f"{where}: must have {size:,} bytes an image (got {len(data):,} bytes)")
@@ -37,8 +38,8 @@ def read_binary(data: bytes, where: str, label_bytes: int) -> Batch:
 
 
 def read_python(data: bytes, where: str, label_key: str) -> Batch:
-    """Return the images of a pickled dict of pixels and a list of labels. Raises DataError, naming
-    `where` it is, for anything else."""
+    """Return the images of a pickled dict of pixels and a list of labels. Raises DataError, which
+    names `where`, for anything else."""
     content = read_dict(data, where)
     images: Any = content.get("data")
     labels: Any = content.get(label_key)
@@ -53,8 +54,8 @@ def read_python(data: bytes, where: str, label_key: str) -> Batch:
 
 
 def read_dict(data: bytes, where: str) -> dict[str, Any]:
-    """Return a pickled dict with its keys as text; nothing in it runs. Raises DataError, naming
-    `where` it is, for anything else."""
+    """Return a pickled dict with its keys as text; run nothing in it. Raises DataError, which names
+    `where`, for anything else."""
     try:
         content = read_pickle(data)
     except ValueError as error:
@@ -65,7 +66,8 @@ def read_dict(data: bytes, where: str) -> dict[str, Any]:
 
 
 def read_names(data: bytes, where: str, key: str) -> tuple[str, ...]:
-    """Return the names of the classes: lines of text, or with a key the list in a pickled dict."""
+    """Return the names of the classes: lines of text, or with a key the list in a pickled dict.
+    Raises DataError, which names `where`, if there is no such list."""
     names = read_dict(data, where).get(key) if key else data.split()
     if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
         raise DataError(f"{where}: must hold `{key}`, a list of names")
@@ -77,7 +79,8 @@ def _decode(name: object) -> str:
 
 
 def _make_rows(images: np.ndarray) -> np.ndarray:
-    """Return PPM files of images (N, 3072), which have all red pixels first, then green, blue."""
+    """Return uint8 (N, 3087): PPM files of images, uint8 (N, 3072), which have all red levels
+    first, then the green ones, then the blue ones."""
     pixels = images.reshape(-1, 3, SIDE * SIDE).transpose(0, 2, 1).reshape(-1, _PIXELS)
     headers = np.broadcast_to(_HEADER, (len(pixels), len(_HEADER)))
     rows = np.concatenate((headers, pixels), axis=1)

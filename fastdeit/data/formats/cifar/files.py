@@ -1,4 +1,4 @@
-"""The folders and archives of CIFAR: which of them a folder holds, and the images of a split.
+"""The folders and archives of CIFAR that a folder holds, and the images of a split.
 
 A file in an archive has the path ARCHIVE/FOLDER/FILE, as if the archive were a folder.
 """
@@ -21,7 +21,7 @@ from fastdeit.data.formats.listing import DataError, Listing, Stamp, stamp, stam
 from fastdeit.data.formats.shards.members import BoundedMember, iterate_members
 
 MAX_BYTES = 2**30
-"""Of a file; the largest that is published, CIFAR-100's train, has 155 MB."""
+"""The largest size of a file; the largest published one, CIFAR-100's train, has 155 MB."""
 
 
 class Form(NamedTuple):
@@ -34,9 +34,9 @@ class Form(NamedTuple):
     test: tuple[str, ...]
     names_file: str
     names_key: str
-    """Of the classes in `names_file`; empty if it is text."""
+    """The key of the classes' names in `names_file`; empty if that is text."""
     label: str | int
-    """The key of the labels; in the binary form the number of labels of an image."""
+    """The key of the labels; in the binary form, the number of labels of an image."""
 
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -99,7 +99,8 @@ def find_cifar(root: Path, is_train: bool) -> tuple[Path, ...]:
 
 
 def choose_cifar(root: Path, data_set: str) -> Path:
-    """Return the folder in which `find_cifar` finds cifar10 or cifar100, if `root` may hold both.
+    """Return the folder in which `find_cifar` finds `data_set` (cifar10 or cifar100); `root` may
+    hold both.
 
     Raises DataError if it holds none, or both in archives.
     """
@@ -136,8 +137,8 @@ def list_cifar(root: Path, files: Sequence[Path], classes: Sequence[str] | None)
     """List the images of a split in the order of its files; an image's offset is its number in its
     file.
 
-    Raises DataError for a file that is missing, damaged or in another form, and for labels that are
-    no classes.
+    Raises DataError for a file that is missing, damaged or in another form, and for labels that
+    are not classes.
     """
     batches = [read_batch(file) for file in files]
     counts = [len(batch.labels) for batch in batches]
@@ -196,7 +197,8 @@ def _read_file(file: Path, _: Stamp | None) -> Batch:
 
 
 def _read_bytes(file: Path) -> bytes:
-    """Return the bytes of a file, at most one more than MAX_BYTES. Raises DataError."""
+    """Return the bytes of a file, at most one more than MAX_BYTES. Raises DataError for a file that
+    cannot be read."""
     try:
         with file.open("rb") as opened:
             return opened.read(MAX_BYTES + 1)

@@ -1,8 +1,8 @@
 """The plain values in a pickle, read without running it.
 
 `pickle` calls whatever a file names. Here the opcodes are data (`pickletools.genops`), and only
-those are carried out of which CIFAR's files consist, as Python 2 wrote them: numbers, bytes, text,
-tuples, lists, dicts, and NumPy arrays of bytes. Any other opcode or name is refused.
+those of CIFAR's files, as Python 2 wrote them, are executed: numbers, bytes, text, tuples, lists,
+dicts, and NumPy arrays of bytes. Any other opcode or name is refused.
 """
 
 import pickletools
@@ -21,7 +21,7 @@ _MARK = object()
 
 
 class _Call:
-    """A call by which NumPy writes an array or its dtype; it is not made."""
+    """A call in a pickle that would make a NumPy array or its dtype; it is not executed."""
 
     def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
         self.name = name
@@ -30,8 +30,8 @@ class _Call:
 
 
 def read_pickle(data: bytes) -> Any:
-    """Return the value in a pickle; arrays are read-only. Raises ValueError for anything but plain
-    values and arrays of bytes."""
+    """Return the value in a pickle; arrays are read-only. Raises ValueError for anything except
+    plain values and arrays of bytes."""
     try:
         return _Machine().run(data)
     except (IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -64,7 +64,7 @@ class _Machine:
         self.stack.append(tuple(reversed(values)))
 
     def pop_to_mark(self) -> list[Any]:
-        """Return what lies above the last mark, and remove it with the mark."""
+        """Return the values above the last mark, and remove them with the mark."""
         values = []
         while (value := self.stack.pop()) is not _MARK:
             values.append(value)
@@ -76,7 +76,7 @@ class _Machine:
 
     def set_items(self, values: list[Any]) -> None:
         _check(isinstance(self.stack[-1], dict), "sets an item of what is no dict")
-        # of any other key the hash may take forever
+        # the hash of any other key may take forever
         are_names = all(isinstance(name, bytes | str) for name in values[::2])
         _check(are_names, "has a key that is no text")
         self.stack[-1].update(zip(values[::2], values[1::2], strict=True))
@@ -102,7 +102,8 @@ def _make_array(
 
 
 def _unwrap(value: Any) -> Any:
-    """Return a value with its arrays, which are alone or values of the outermost dict."""
+    """Return a value with arrays in place of their calls, which are the value itself or values of
+    the outermost dict."""
     if isinstance(value, dict):
         return {name: _take_array(inner) for name, inner in value.items()}
     return _take_array(value)

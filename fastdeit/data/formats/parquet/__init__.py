@@ -1,1 +1,1 @@
-"""Images in Parquet files, as Hugging Face's `datasets` writes them: which, and what is in them."""
+"""Images in Parquet files, as Hugging Face's `datasets` writes them: the files and their images."""

@@ -1,4 +1,4 @@
-"""The Parquet files of a split: which they are, and which of their columns hold images and labels.
+"""The Parquet files of a split, and their columns of images and labels.
 
 `datasets` writes a column `image` of {bytes, path} and describes it in the metadata `huggingface`
 of the schema, with the names of the classes.
@@ -21,7 +21,7 @@ from fastdeit.storage.json_values import load_json
 
 SUFFIX = ".parquet"
 _IMAGES = ("image", "img", "images", "picture", "pixel_values")
-"""Names of the column that is read where several hold images."""
+"""The names of the column that is read if several hold images."""
 _NUMBERED = re.compile(r"(.*?)(\d{5})-of-(\d{5})(.*)")
 _LABELS = ("label", "labels", "fine_label", "class", "target", "class_id")
 
@@ -30,19 +30,19 @@ class Columns(NamedTuple):
     """The columns of a file that are read."""
 
     encoded: str
-    """Path of the column of the encoded images: `image.bytes`."""
+    """The path of the column of encoded images, as `image.bytes`."""
     path: str
-    """Path of the column of their names; "" if there is none."""
+    """The path of the column of their names; "" if there is none."""
     label: str
     classes: tuple[str, ...] | None
-    """Names of the classes, if the file has them."""
+    """The names of the classes, if the file has them."""
 
 
 def find_parquet(folder: Path, split: str = "") -> tuple[Path, ...]:
     """Return the Parquet files with images in a folder, sorted; empty if there is none.
 
-    split: which the names must have as a word, as `train-00000-of-00294.parquet`. Raises DataError
-    for a numbered set of which a file is missing, and for a first file that cannot be read.
+    split: a word that the names must have, as `train-00000-of-00294.parquet` does; "" for all.
+    Raises DataError if a file of a numbered set is missing, or the first file cannot be read.
     """
     names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() == SUFFIX)
     named = [name for name in names if has_word(name, split) or not split]
@@ -57,8 +57,8 @@ def find_parquet(folder: Path, split: str = "") -> tuple[Path, ...]:
 
 
 def _refuse_missing(folder: Path, names: Sequence[str]) -> None:
-    """Raise DataError if a file of `NAME-00003-of-00294.parquet` is not there, or if it is there
-    twice: another version of the set holds the images again."""
+    """Raise DataError if a file of `NAME-00003-of-00294.parquet` is missing, or there are two
+    versions of the set, each with all images."""
     found = [match for name in names if (match := _NUMBERED.fullmatch(name))]
     for start in dict.fromkeys(match[1] for match in found):
         numbered = [(int(match[3]), int(match[2])) for match in found if match[1] == start]
@@ -88,10 +88,10 @@ def holds_images(file: Path) -> bool:
 
 @contextlib.contextmanager
 def open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; not memory-mapped, as a failing disk would kill the process. Raises
-    DataError, also for what arrow raises in the block."""
+    """Open a Parquet file; do not memory-map it, as a failing disk would kill the process. Raises
+    DataError, also in place of arrow's errors in the block."""
     try:
-        # not by its path: arrow takes names in UTF-8 alone
+        # not by its path: arrow accepts only names in UTF-8
         with file.open("rb") as raw:
             opened = pq.ParquetFile(raw, pre_buffer=False)
             if opened.metadata.num_rows > file.stat().st_size:
@@ -121,14 +121,15 @@ def find_columns(file: Path, schema: pa.Schema) -> Columns:
 
 
 def read_classes(file: Path) -> tuple[str, ...] | None:
-    """Return the names of the classes, if a file has them; no image is read. Raises DataError."""
+    """Return the names of the classes, or None if a file has none; read no image. Raises
+    DataError."""
     with open_parquet(file) as opened:
         return find_columns(file, opened.schema_arrow).classes
 
 
 def _find_images(schema: pa.Schema) -> tuple[str, str] | None:
-    """Return the paths of the columns of encoded images and of their names; where several columns
-    hold images, of the one with the name of `_IMAGES`."""
+    """Return the paths of the columns of encoded images and of their names, or None. If several
+    columns hold images, take the one whose name comes first in `_IMAGES`."""
     found: dict[str, tuple[str, str]] = {}
     for column in schema:
         if pa.types.is_struct(column.type):
@@ -149,7 +150,7 @@ def _is_bytes(kind: pa.DataType | None) -> bool:
 
 
 def _read_features(schema: pa.Schema) -> dict[str, Any]:
-    """Return what `datasets` says of each column; empty if it wrote nothing."""
+    """Return the description of each column by `datasets`; empty if there is none."""
     try:
         facts = load_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = facts["info"]["features"]
@@ -171,8 +172,8 @@ def _find_label(schema: pa.Schema, features: dict[str, Any]) -> str | None:
 
 
 def _read_classes(file: Path, feature: object) -> tuple[str, ...] | None:
-    """Return the names of the classes. Raises DataError for names that are no names, or not
-    different."""
+    """Return the names of the classes, or None if there are none. Raises DataError for names that
+    are not texts or are repeated."""
     names = feature.get("names") if isinstance(feature, dict) else None
     if not names:
         return None

@@ -21,12 +21,12 @@ from fastdeit.display.progress import track
 from fastdeit.display.text import shorten
 
 _AT_ONCE = 32  # images in memory
-_MAX_STEM = 200  # characters of a name in the file, whose end says more
+_MAX_STEM = 200  # the last characters of a name in the file, which differ most
 _PROCESSES_FROM = 2**28  # bytes; below it, starting processes costs more than the decoding
 
 
 class _Checked(NamedTuple):
-    """The images of a file, whose offsets are their rows, and the facts of each."""
+    """The images of a file, with their rows as offsets, and the facts of each."""
 
     scan: Scan
     facts: pa.Table
@@ -37,9 +37,9 @@ def list_parquet(
     root: Path, files: Sequence[Path], classes: Sequence[str] | None, workers: int
 ) -> Listing:
     """List the images of Parquet files, in the order of files and rows; an image's offset is its
-    row. Each image is decoded, since it has to be unpacked anyway.
+    row. Each image is decoded, since it has to be read anyway.
 
-    classes: the names that labels count; None: those of the files, or the labels' own. Raises
+    classes: the names that labels number; None: those of the files, or those of the labels. Raises
     DataError for a file that cannot be read, for files that name different classes, and for labels
     that are not in `classes`.
     """
@@ -65,7 +65,8 @@ def _check_names(
     place: str, own: Sequence[str], before: Sequence[str], classes: Sequence[str]
 ) -> None:
     """Raise DataError if a file names other classes than the files before it, or has a name of
-    `classes` in another place; names that share none are another language's, or WordNet's."""
+    `classes` in another place. If no name is in `classes`, the names are those of another language
+    or of WordNet, and are accepted."""
     if own != before:
         raise DataError(f"{place} names other classes than the files before it")
     if set(own) & set(classes) and list(own) != list(classes):
@@ -106,7 +107,7 @@ def _values(batch: pa.RecordBatch, column: str) -> pa.Array:
         return batch.column(column)
     outer, _, inner = column.rpartition(".")
     struct = batch.column(outer)
-    # flatten: where the struct is null, its fields are
+    # flatten: where the struct is null, its fields are null, too
     return struct.flatten()[struct.type.get_field_index(inner)]
 
 
@@ -131,7 +132,7 @@ def _check(data: bytes | None, path: str) -> Checked:
 
 
 def _iterate(file: Path, columns: Sequence[str], first_group: int = 0) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a file in order from a row group on, a few at a time. Raises DataError."""
+    """Yield the rows of a file in order, a few at a time, from a row group on. Raises DataError."""
     with open_parquet(file) as opened:
         groups = list(range(first_group, opened.metadata.num_row_groups))
         # as in read_columns
@@ -139,8 +140,8 @@ def _iterate(file: Path, columns: Sequence[str], first_group: int = 0) -> Iterat
 
 
 class ParquetImages:
-    """The encoded images of a file, by their row. Rows that are asked for in rising order are read
-    once; another begins again at its row group."""
+    """The encoded images of a file, by row. Rows that are asked for in rising order are read once;
+    for another row, its row group is read again."""
 
     def __init__(self, file: Path) -> None:
         with open_parquet(file) as opened:
@@ -155,7 +156,8 @@ class ParquetImages:
         self._batches = _iterate(file, [self._column], 0)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """Return uint8 (length,). Raises IndexError for a row that does not exist, DataError."""
+        """Return an encoded image, uint8 (length,). Raises IndexError for a row that does not
+        exist, DataError for a file that cannot be read."""
         if not 0 <= row < self._firsts[-1]:
             raise IndexError(f"{self._file}: has {self._firsts[-1]} rows (got {row})")
         with self._lock:
@@ -165,7 +167,7 @@ class ParquetImages:
             try:
                 self._read_to(row)
             except DataError:
-                self._start(group)  # a fault may pass: a generator that has raised is at its end
+                self._start(group)  # the fault may be temporary, and a generator ends with an error
                 raise
             data = self._batch[row - self._first].as_py() or b""
         return np.frombuffer(data, np.uint8)

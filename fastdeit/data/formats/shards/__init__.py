@@ -1,1 +1,1 @@
-"""WebDataset shards: which files they are, the samples in them, and the bytes of each image."""
+"""WebDataset shards: their files, the samples in them, and the bytes of each image."""

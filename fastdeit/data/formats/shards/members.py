@@ -1,4 +1,4 @@
-"""Members of tar files of unknown origin: their headers are bounded, and none is held in memory."""
+"""Members of tar files of unknown origin, with headers of limited size, none stored in memory."""
 
 import tarfile
 from collections.abc import Iterator
@@ -11,26 +11,26 @@ _MAX_HEADER = 2**16  # bytes of a member's extended header: names are up to 4,09
 
 
 class BoundedMember(tarfile.TarInfo):
-    """A member whose extended headers are short: tarfile reads them whole, whatever length a shard
-    claims."""
+    """A member of a tar file with short extended headers: tarfile would read any length that a
+    shard claims. Raises tarfile.ReadError for a longer one."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _EXTENDED and not 0 <= self.size <= _MAX_HEADER:
             raise tarfile.ReadError(f"a header of {self.size:,} bytes, at most {_MAX_HEADER:,}")
-        # made to be overridden, says tarfile's source
+        # tarfile's source intends subclasses to override it
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
 def iterate_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members up to the end, or to where the file is cut."""
+    """Yield the members up to the end, or up to the place where the file is cut short."""
     while True:
         try:
             member = tar.next()
         except (tarfile.TarError, ValueError, OverflowError):
             return
-        # a negative size would lead back, and so to an endless loop
+        # a negative size would lead to an earlier member, and to an endless loop
         if member is None or tar.offset <= member.offset:
             return
-        # tarfile keeps all, and there may be millions
+        # tarfile stores all of them, and there may be millions
         tar.members.clear()  # type: ignore[attr-defined]
         yield member

@@ -1,4 +1,4 @@
-"""Which files the shards of a split are."""
+"""The files of a split's shards, by name or by pattern."""
 
 import os
 import re
@@ -9,13 +9,14 @@ from fastdeit.data.formats.file_names import is_litter
 from fastdeit.data.formats.listing import DataError
 
 MAX_EXPANSION = 100_000
+"""The largest number of names that a pattern may have."""
 
 
 def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
     """Return the files of a pattern below root, sorted: `{000..127}` and `{a,b}` are replaced, then
-    `*`, `?` and `[...]` matched. A file of that very name is the only one.
+    `*`, `?` and `[...]` matched. If the pattern is the name of a file, it is that file alone.
 
-    Raises DataError for a file that braces name and that does not exist, and when nothing matches.
+    Raises DataError for a file that braces name and that does not exist, and if nothing matches.
     """
     if (root / pattern).is_file():
         return (root / pattern,)
@@ -39,7 +40,7 @@ def expand_pattern(root: Path, pattern: str) -> tuple[Path, ...]:
 def expand_braces(pattern: str) -> list[str]:
     """Return the names of a pattern, in which `{000..127}` and `{a,b}` are replaced, also nested.
 
-    Raises DataError for a range that falls, and for too many names.
+    Raises DataError for a falling range, and for more than MAX_EXPANSION names.
     """
     found = re.search(r"\{(?:([0-9]+)\.\.([0-9]+)|([^{}]*,[^{}]*))\}", pattern)
     if not found:
@@ -64,7 +65,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def refuse_compressed(shards: Sequence[Path]) -> None:
-    """Raise DataError for a shard that is no file or not named .tar."""
+    """Raise DataError for a shard that is not a regular file or not called .tar."""
     for shard in shards:
         if not shard.is_file():
             raise DataError(f"{shard}: is no regular file; a shard must be a plain .tar file")

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 _READERS = 8  # threads
-_SPARE_FILES = 512  # descriptors left to everything else
-_SHARERS = 4  # readers among which the other descriptors are divided
-_FEWEST_OPEN = 16  # shards, whatever the limit
+_SPARE_FILES = 512  # descriptors for everything else
+_SHARERS = 4  # readers that share the other descriptors
+_FEWEST_OPEN = 16  # shards, whatever the limit is
 _Range = tuple[int, int, int]  # descriptor, length, offset
 
 
 class ShardReader:
-    """Reads byte ranges of shards, which stay open as far as the limit of open files allows; the
-    least recently used are closed first.
+    """A reader of byte ranges in shards, which stay open as far as the limit of open files allows;
+    the least recently used are closed first.
 
-    A memory map would be faster to set up, but a failing disk would kill the process.
+    A memory map would be set up faster, but a failing disk would kill the process.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -35,9 +35,10 @@ class ShardReader:
     def read(
         self, shards: np.ndarray, lengths: np.ndarray, offsets: np.ndarray
     ) -> list[np.ndarray]:
-        """Return uint8 arrays, one a range; shorter than asked where a shard ends.
+        """Return uint8 arrays, one for each range; one is shorter where its shard ends.
 
-        shards: places in the paths. All three: int (n,). Raises OSError.
+        shards: places in the paths; lengths and offsets: in bytes; all three int (n,). Raises
+        OSError for a shard that cannot be read.
         """
         arrays: list[Any] = [None] * len(shards)
         with self._lock:
@@ -51,13 +52,13 @@ class ShardReader:
         return arrays
 
     def _open_together(self, shards: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield int64 (k,): the ranges of as many shards as may be open at once."""
+        """Yield int64 (k,): the numbers of the ranges in as many shards as may be open at once."""
         place = np.unique(shards, return_inverse=True)[1]
         for first in range(0, int(place.max(initial=-1)) + 1, self._most_open):
             yield np.flatnonzero((place >= first) & (place < first + self._most_open))
 
     def _read(self, ranges: Sequence[_Range]) -> list[np.ndarray]:
-        # the disk is asked for several at a time, without the interpreter's lock
+        # the disk reads several at a time, without Python's lock
         parts = self._threads.map(_read_ranges, (ranges[i::_READERS] for i in range(_READERS)))
         arrays: list[Any] = [None] * len(ranges)
         for first, part in enumerate(parts):
@@ -65,8 +66,8 @@ class ShardReader:
         return arrays
 
     def _open(self, shard: int) -> int:
-        """Return the shard's descriptor; close the least recently used shard if it is one too
-        many."""
+        """Return the shard's descriptor; if too many are open, close the least recently used
+        shard."""
         if shard not in self._files:
             while len(self._files) >= self._most_open:
                 self._files.popitem(last=False)[1].close()
@@ -80,8 +81,8 @@ def _read_ranges(ranges: Sequence[_Range]) -> list[np.ndarray]:
 
 
 def _share_of_files(count: int) -> int:
-    """Return how many shards one reader may keep open; raise this process's limit of open files,
-    as far as it may, so that `count` fit."""
+    """Return the number of shards that one reader may leave open; raise this process's limit of
+    open files for `count` shards, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _SHARERS * count + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

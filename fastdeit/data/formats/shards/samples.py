@@ -1,9 +1,9 @@
 """Members of a tar file joined to samples: an image, and the label of its key.
 
-WebDataset's key of a member is its path up to the first dot of the last name. Here a member
-`KEY.EXTENSION` has all before its extension as its key, and an image without a label of that key
-takes the label of the longest shorter one: `scan_v1.0_07.jpg` is labelled by `scan_v1.0_07.cls`,
-`07.input.jpg` by `07.cls`.
+WebDataset's key of a member is its path up to the first dot of the last name. Here the key of a
+member is all before its last extension, and an image whose key has no label takes the label of the
+longest shorter key: `scan_v1.0_07.jpg` is labelled by `scan_v1.0_07.cls`, `07.input.jpg` by
+`07.cls`.
 """
 
 import os
@@ -18,6 +18,7 @@ from fastdeit.display.text import printable
 from fastdeit.storage.json_values import load_json
 
 MAX_LABEL_BYTES = 2**20
+"""The largest size of a member with a label."""
 
 _LABEL_EXTENSIONS = (".cls", ".json")  # the first is preferred: a .json may hold anything
 # keys of a .json member with a class; a number is preferred, under the first three
@@ -27,7 +28,7 @@ _NAMES = ("class_name", "class", "cls_name")
 
 @dataclass
 class Scan:
-    """The samples that one pass over a shard found."""
+    """The samples of one shard."""
 
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
@@ -35,9 +36,9 @@ class Scan:
     labels: list[Label | None] = field(default_factory=list)
     faults: dict[int, str] = field(default_factory=dict)
     others: Counter[str] = field(default_factory=Counter)
-    """Number of members that are neither images nor labels, by extension."""
+    """The number of members that are neither images nor labels, by extension."""
     lone_labels: list[str] = field(default_factory=list)
-    """Keys of labels without an image."""
+    """The keys of labels without an image."""
 
     def add(
         self,
@@ -67,7 +68,7 @@ class Samples:
         self._others: Counter[str] = Counter()
 
     def take(self, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
-        """Add a member; the label in it is read, an image is not."""
+        """Add a member; read a label, but not an image."""
         if is_litter(member.name):
             return
         extension = os.path.splitext(member.name)[1].lower()
@@ -110,7 +111,7 @@ class Samples:
             self._faults[member.name] = f"is there twice, with the labels {first!r} and {label!r}"
 
     def close(self, scan: Scan, end_fault: str) -> None:
-        """Add everything to `scan`: a sample for each key in order, then what is no sample."""
+        """Add everything to `scan`: a sample for each key, in order, then members with faults."""
         images_by_key = self._images_by_key()
         used = {*images_by_key, *(self._labelled_key(_key(name)) for name in self._faults)}
         scan.lone_labels += [key for key in self._labels if key not in used]
@@ -139,8 +140,8 @@ class Samples:
         return images
 
     def _labelled_key(self, key: str) -> str:
-        """Return the longest start of the key, up to a dot of its last name, that has a label, else
-        the key."""
+        """Return the key, or the longest start of it up to a dot of its last name, that has a
+        label; the key if there is none."""
         start = key
         while start not in self._labels:
             dot = start.rfind(".")
@@ -170,8 +171,8 @@ def _read_label(member: tarfile.TarInfo, extension: str, tar: tarfile.TarFile) -
 
 
 def _label_in(values: object) -> Label | None:
-    """Return the label in the content of a `.json` member. Raises ValueError for a value that is no
-    label under a key of labels."""
+    """Return the label in the content of a `.json` member, or None. Raises ValueError for a key of
+    labels whose value is not a label."""
     if not isinstance(values, dict):
         return None if isinstance(values, list) else read_label(values)
     found = {name: values[name] for name in (*_NUMBERS, *_NAMES) if values.get(name) is not None}

@@ -1,7 +1,7 @@
-"""Listing of WebDataset shards: tar files in which the members of a sample have one key.
+"""The listing of WebDataset shards: tar files in which the members of a sample have one key.
 
-One pass over the headers finds the place of each image; nothing is unpacked, an image is read in
-place.
+One pass over the headers finds the place of each image; nothing is unpacked, and images are read
+from the tar file.
 """
 
 import dataclasses
@@ -57,7 +57,8 @@ def _scan_all(root: Path, files: Sequence[str], workers: int) -> ScannedFiles:
 
 
 def _list_others(others: Counter[str]) -> str:
-    """Return how many members of which extensions are neither images nor labels."""
+    """Return a text with the number of members of each extension that are neither images nor
+    labels."""
     counts = others.most_common(SHOWN)
     listed = ", ".join(f"{printable(extension)} ({count})" for extension, count in counts)
     return f"other members: {listed or 'none'}"
@@ -74,8 +75,8 @@ def _note_lone_labels(scanned: ScannedFiles) -> tuple[str, ...]:
 
 
 def scan_shard(shard: str) -> Scan:
-    """Return the samples of a tar file: headers and labels are read, images are skipped. A file
-    that is no shard has a fault."""
+    """Return the samples of a tar file: read headers and labels, and skip images. A file that is
+    not a shard has a fault."""
     scan = Scan()
     try:
         with (
@@ -94,7 +95,7 @@ def scan_shard(shard: str) -> Scan:
 
 
 def _end_fault(raw: BinaryIO, end: int) -> str:
-    """Return what is wrong behind the last member; "" for the zeros that end a tar file."""
+    """Return the fault of the bytes after the last member; "" for the zeros that end a tar file."""
     total = raw.seek(0, os.SEEK_END)
     if end > total:
         return "is cut: its last member is longer than the file"

@@ -1,5 +1,5 @@
-"""The samples of many shards or Parquet files, as arrays: there may be millions, and a Python
-object for each of their names, places and labels takes ten times the memory."""
+"""The samples of many shards or Parquet files, as arrays: there may be millions, and Python objects
+for their names, places and labels take ten times the memory."""
 
 import os
 from collections import Counter
@@ -18,9 +18,9 @@ from fastdeit.display.text import printable
 class ScannedFiles:
     """The samples of the files that were added, in order.
 
-    Attributes: counts, the samples of each file; labels, the different ones in order of
-    appearance, of which None is that of a sample without one; first_rows, the row in which each
-    appears first; faults, others, lone_labels: as those of a `Scan`.
+    Attributes: counts, the number of samples of each file; labels, the different ones in order of
+    appearance, None for samples without one; first_rows, the row in which each label appears first;
+    faults, others, lone_labels, as in a `Scan`.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class ScannedFiles:
         return list(self._codes)
 
     def add(self, scan: Scan, prefix: str) -> None:
-        """Add the samples of a file, their names after `prefix`."""
+        """Add the samples of a file; `prefix` is put before their names."""
         first = self._rows
         for place, label in enumerate(scan.labels):
             if self._codes.setdefault(label, len(self._codes)) == len(self.first_rows):
@@ -55,7 +55,7 @@ class ScannedFiles:
         self._rows += len(names)
 
     def names(self) -> pa.BinaryArray:
-        """Return the names, as bytes of the file system."""
+        """Return the names, (N,), in the bytes that the file system has."""
         return pa.concat_arrays(self._names or [pa.array([], pa.binary())])
 
     def numbers(self) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""The sources of files: web servers and the stores of fsspec; the lists that they have of files."""
+"""The sources of files: folders, web servers and the stores of fsspec; and their lists of files."""

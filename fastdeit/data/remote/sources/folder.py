@@ -1,4 +1,4 @@
-"""Files of a folder that this machine sees, such as one on a shared file system."""
+"""Files of a folder that this machine can read, such as one on a shared file system."""
 
 import contextlib
 import os
@@ -10,19 +10,19 @@ from fastdeit.data.remote.addresses import OWN
 from fastdeit.data.remote.source import Answer, Changed, FetchError, RemoteFile, Transient
 
 _SMALL = 64 << 20
-"""Bytes of a file beside the splits that may belong to them, as lists and names of classes do."""
+"""The largest size of a file beside the splits that may belong to them, as a list of classes."""
 
 
 class FolderSource:
     """The files of a folder; links are followed. A file's version is its time of modification,
-    which the copy gets, too."""
+    which the copy has, too."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def list_files(self, patterns: Iterable[str]) -> list[RemoteFile]:
-        """Return the files, sorted; patterns: names of splits, without which only small files are
-        among them; all files if there are none."""
+        """Return the files, sorted. patterns: names of splits; the files of these and the small
+        files beside them are returned, or all files if there are no names. Raises FetchError."""
         tops = self._find_tops(patterns)
         try:
             files = sorted(_walk(self._root, tops))
@@ -35,8 +35,8 @@ class FolderSource:
         return found
 
     def _find_tops(self, splits: Iterable[str]) -> set[str] | None:
-        """Return the names in the folder itself that hold the splits; None for all, as the files of
-        a list may be anywhere."""
+        """Return the names in the folder itself that hold the splits; None for all, if there is a
+        list, whose files may be anywhere."""
         found = [find_split(self._root, split) for split in splits]
         if not found or any(split.is_list for split in found):
             return None
@@ -63,7 +63,7 @@ class FolderSource:
             data = opened.read(end - start)
         if len(data) != end - start:
             raise Changed
-        # outside of the block: faults of the disk that is written to are not the source's
+        # outside the block: faults of the disk that is written to are not faults of the source
         yield Answer(start, end, file.size, file.version, iter([data]))
 
     def has_checksum(self, file: RemoteFile) -> bool:
@@ -73,8 +73,8 @@ class FolderSource:
 
 
 def _walk(folder: Path | str, tops: set[str] | None, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield the paths of the files below a folder, without ours; a link to a folder above itself is
-    skipped. tops: names of the folders that are entered; None: all."""
+    """Yield the paths of the files below a folder, without those of this program; skip a link to a
+    folder above itself. tops: names of the folders that are entered; None: all."""
     above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -97,8 +97,8 @@ def _is_needed(file: RemoteFile, tops: set[str]) -> bool:
 
 @contextlib.contextmanager
 def _errors(file: RemoteFile) -> Iterator[None]:
-    """Raise FetchError for a file that is gone or closed to this user, Transient for other faults
-    of the file system."""
+    """Raise FetchError for a file that is gone or that this user may not read, Transient for other
+    faults of the file system."""
     try:
         yield
     except (FileNotFoundError, PermissionError) as error:

@@ -21,7 +21,7 @@ _VERSIONS = (
     *("VersionId", "generation", "ETag", "etag", "md5Hash", "blob_id"),
     *("LastModified", "last_modified", "updated", "mtime", "modified", "created"),
 )
-"""Facts of fsspec's file systems that change with a file, the surest first."""
+"""The facts in fsspec's file systems that change with a file, the most reliable first."""
 _EXTRA = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile in ~/.aws, or, of a public "
@@ -57,7 +57,7 @@ class StoreSource:
         return self._add_checksums(files)
 
     def _find(self, base: str, pattern: str) -> dict[str, dict[str, Any]]:
-        """Return the facts of the files by path."""
+        """Return the facts of the files, by path. Raises FetchError, Transient."""
         with translate_errors(self._url):
             if pattern:
                 return self._match(base, pattern)
@@ -69,7 +69,8 @@ class StoreSource:
         return {path: each for path, each in found.items() if not path.endswith("/")}
 
     def _match(self, base: str, pattern: str) -> dict[str, dict[str, Any]]:
-        """Return the files of a pattern; each folder is listed once."""
+        """Return the facts of the files of a pattern, by path; list each folder once. Raises
+        FetchError for a name that does not exist."""
         folders: dict[str, dict[str, dict[str, Any]]] = {}
         found: dict[str, dict[str, Any]] = {}
         for name in expand_braces(pattern):
@@ -99,7 +100,7 @@ class StoreSource:
         )
 
     def _read_checksum(self, facts: Mapping[str, Any]) -> str:
-        """Return the hash of the content that a store has, as `RemoteFile`."""
+        """Return the hash of the content that a store gives, as `RemoteFile.checksum`."""
         if facts.get("lfs"):
             return f"sha256:{facts['lfs']['sha256']}"
         if facts.get("blob_id"):
@@ -110,7 +111,8 @@ class StoreSource:
         return f"md5:{found[1]}" if found else ""
 
     def _add_checksums(self, files: list[RemoteFile]) -> list[RemoteFile]:
-        """Return the files with the checksums of a list among them; what it names must be there."""
+        """Return the files with the checksums of a list among them. Raises FetchError if a file of
+        the list is missing."""
         by_name = {file.name: file for file in files}
         manifest = next((name for name in MANIFESTS if name in by_name), None)
         if manifest is None:
@@ -138,7 +140,7 @@ class StoreSource:
         with translate_errors(file.address):
             self._system.invalidate_cache(parent)
             now = self._make(path, parent, self._system.info(path))
-        # a list may have another kind of checksum than the store
+        # the kind of checksum in a list may differ from that of the store
         is_same_kind = now.checksum.partition(":")[0] == file.checksum.partition(":")[0]
         return now.replace(name=file.name, checksum=(now if is_same_kind else file).checksum)
 
@@ -161,8 +163,8 @@ class StoreSource:
         return str(self._system._strip_protocol(address))
 
     def has_checksum(self, file: RemoteFile) -> bool:
-        """Return False for an object that S3 has encrypted with a key: its ETag looks like the MD5
-        of the content, and is none."""
+        """Return False for an object that S3 has encrypted with a key: its ETag looks like an MD5,
+        but is not that of the content."""
         if not (file.checksum.startswith("md5:") and "s3" in self._protocol):
             return bool(file.checksum)
         bucket, key, _ = self._system.split_path(self._strip(file.address))
@@ -176,8 +178,8 @@ class StoreSource:
 
 
 def _read_version(facts: Mapping[str, Any]) -> str:
-    """Return what changes with a file; some file systems list a time in another form than they
-    describe one file with."""
+    """Return a text that changes with a file, in one form: some file systems give a time in one
+    form in a listing, in another for a single file."""
     fact = next((facts[key] for key in _VERSIONS if facts.get(key)), "")
     if isinstance(fact, datetime.datetime):
         fact = fact.timestamp()
@@ -203,8 +205,8 @@ def open_store(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def translate_errors(address: str) -> Iterator[None]:
-    """Raise FetchError, Transient and Changed in place of what file systems raise; address: of what
-    is read or written, a URL."""
+    """Raise FetchError, Transient or Changed in place of a file system's errors; address: the URL
+    that is read or written."""
     try:
         yield
     except (FetchError, Transient, Changed):
@@ -212,7 +214,7 @@ def translate_errors(address: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         private = ", or it is private" if _find_protocol(address) == "hf" else ""
         raise FetchError(f"{address}: does not exist there{private}") from None
-    # each store of fsspec has errors of its own
+    # each store of fsspec has its own errors
     except Exception as error:
         raise _translate(error, address) from None
 

@@ -8,9 +8,9 @@ from fastdeit.data.remote.source import FetchError
 from fastdeit.storage.json_values import load_json
 
 MANIFESTS = ("pack.json", "SHA256SUMS")
-"""Names of lists that are looked for in a folder, in this order."""
+"""The names of lists that a folder may have, in the order of the search."""
 MAX_BYTES = 1 << 28
-"""Of a list: 1.3 million names with their hashes."""
+"""The largest size of a list: 1.3 million names with their hashes."""
 
 _LIST = re.compile(r"(^|/)(SHA256SUMS|[^/]+\.(json|txt|sha256|sha256sums?))$")
 _LINE = re.compile(r"\\?([0-9a-f]{64}) [ *](.+)", re.IGNORECASE)
@@ -24,18 +24,19 @@ class Listed(NamedTuple):
     size: int = -1
     checksum: str = ""
     is_file: bool = True
-    """False for a folder of images, of which a manifest names no single one."""
+    """Whether it is one file; False for a folder of images, which a manifest does not name."""
 
 
 def is_list(path: str) -> bool:
-    """Return True for the name of a list of files, not a file of a data set."""
+    """Return True if a path is the name of a list of files."""
     return _LIST.search(path) is not None
 
 
 def read_list(path: str, data: bytes, where: str) -> list[Listed]:
-    """Return the files that a list names. path: its own name; where: for messages.
+    """Return the files that a list names. path: the name of the list; where: its address, for
+    messages.
 
-    Raises FetchError for what is no list, and for names that no file in a folder can have.
+    Raises FetchError for data that are not a list, and for names that no file in a folder can have.
     """
     try:
         text = data.decode("utf-8-sig")

@@ -1,7 +1,7 @@
 """Files at a web server: one, those of a brace pattern, or those that a list names.
 
-Plain HTTP has no listing of a folder. fsspec's own file system for it takes a whole file for a
-range and reads no Retry-After, so this speaks HTTP itself, through httpx2.
+Plain HTTP has no listing of a folder. fsspec's own file system for it accepts a whole file in place
+of a range and does not read Retry-After, so this module makes the requests, through httpx2.
 """
 
 import contextlib
@@ -31,10 +31,11 @@ from fastdeit.data.remote.sources.sums import MANIFESTS, MAX_BYTES, Listed, is_l
 from fastdeit.storage.urls import hide_credentials
 
 CONNECT_S = 30.0
+"""The longest time until a connection is made."""
 READ_S = 60.0
-"""Longest time without a byte."""
-_LONGEST_WAIT_S = 300.0  # of those that a server asks for
-_PROBES = 16  # at once
+"""The longest time without a byte."""
+_LONGEST_WAIT_S = 300.0  # that a server may ask for
+_PROBES = 16  # requests for sizes at once
 _MAY_PASS = {408, 425, 429, 500, 502, 503, 504}
 _REFUSED = {401, 403, 407}
 _ABSENT = {404, 410}
@@ -81,7 +82,8 @@ class WebSource:
         return self._list_folder(base.rstrip("/"), named)
 
     def _list_folder(self, base: str, named: list[str]) -> list[RemoteFile]:
-        """Return the files of the list in a folder, else those that are named."""
+        """Return the files of the list in a folder, or those of `named` if there is no list. Raises
+        FetchError."""
         for manifest in MANIFESTS:
             if self._find(*_at(base, [manifest])[0]) is not None:
                 return self._follow_list(f"{base}/{manifest}")
@@ -91,7 +93,8 @@ class WebSource:
         return self._probe_all(_at(base, named))
 
     def _is_file(self, address: str) -> bool:
-        """Return False for what does not exist or is a page, as a server's listing of a folder."""
+        """Return False for an address that does not exist or is a page, as a server's listing of a
+        folder is."""
 
         def look() -> bool:
             with self._get(address, {"Range": "bytes=0-0"}) as response:
@@ -124,7 +127,8 @@ class WebSource:
         return bytes(data)
 
     def _probe_all(self, listed: Sequence[tuple[Listed, str]]) -> list[RemoteFile]:
-        """Return files with their sizes, for which the server is asked where a list has none."""
+        """Return files with their sizes; ask the server for those that a list does not have. Raises
+        FetchError for a file that does not exist."""
         with ThreadPoolExecutor(_PROBES) as pool:
             found = list(pool.map(lambda one: self._find(*one), listed))
         missing = [
@@ -146,7 +150,7 @@ class WebSource:
             return None
 
     def describe(self, file: RemoteFile) -> RemoteFile:
-        # of one byte, as some servers refuse HEAD, and signed URLs are for GET alone
+        # GET of one byte, as some servers refuse HEAD, and signed URLs are for GET alone
         with self._get(file.address, {"Range": "bytes=0-0"}) as response:
             size = _read_size(response)
             if size is None:
@@ -168,7 +172,7 @@ class WebSource:
 
     @contextlib.contextmanager
     def _get(self, address: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
-        """Begin a request. Raises FetchError, Transient, also for what fails in the block."""
+        """Begin a request. Raises FetchError, Transient, also for errors in the block."""
         url = f"{address}?{self._query}" if self._query else address
         try:
             with self._client.stream("GET", url, headers=headers) as response:
@@ -190,7 +194,7 @@ class WebSource:
 
 
 def _split_url(url: str, shown: str) -> SplitResult:
-    """Return the parts of a URL. Raises FetchError for one without a host, or with a wrong one."""
+    """Return a URL, split. Raises FetchError for one without a host, or with a wrong one."""
     try:
         parts = urlsplit(url)
         _ = parts.port  # which is parsed here
@@ -202,11 +206,12 @@ def _split_url(url: str, shown: str) -> SplitResult:
 
 
 class _Absent(FetchError):
-    """A file that the server does not have."""
+    """The error of a file that the server does not have."""
 
 
 def _at(base: str, names: Iterable[str]) -> list[tuple[Listed, str]]:
-    """Return files in a folder by their names as a URL has them, with their addresses."""
+    """Return files in a folder, with their addresses; names: as URLs have them, with %20 and the
+    like."""
     return [(Listed(unquote(name)), f"{base}/{name}") for name in names]
 
 
@@ -230,7 +235,7 @@ def _find_auth(user: str | None, password: str | None) -> httpx2.Auth | None:
 
 
 def _check_status(response: httpx2.Response, address: str) -> None:
-    """Raise FetchError for an answer that stays as it is, Transient for one that may pass."""
+    """Raise FetchError for a permanent error of the server, Transient for a temporary one."""
     status = response.status_code
     if status in (200, 206, 416):
         return
@@ -257,7 +262,7 @@ def _read_wait(response: httpx2.Response) -> float | None:
 
 
 def _read_size(response: httpx2.Response) -> int | None:
-    """Return the bytes of the whole file, if an answer says so."""
+    """Return the size of the whole file in bytes, or None if an answer does not give it."""
     if response.status_code in (206, 416):
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
     else:
@@ -266,7 +271,7 @@ def _read_size(response: httpx2.Response) -> int | None:
 
 
 def _read_range(response: httpx2.Response) -> tuple[int, int] | None:
-    """Return the offsets of the first byte of a part and of the first one behind it; None for a
+    """Return the offsets of the first byte of a range and of the first byte after it; None for a
     whole file."""
     found = re.match(
         r"bytes ([0-9]{1,18})-([0-9]{1,18})/", response.headers.get("Content-Range", "")
