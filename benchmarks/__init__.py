@@ -1,5 +1,5 @@
 """Speed and memory, beside the strongest peer in the same run.
 
-This file makes the folder come before an installed package of the same name: wheels of pyarrow 17
-bring one.
+With this file, Python imports this folder and not an installed package of the same name, which
+wheels of pyarrow 17 have.
 """

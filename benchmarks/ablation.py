@@ -1,15 +1,15 @@
-"""The recipe, part by part: runs that differ in what they name, as in the paper's tables 3 and 8.
+"""The ablation: runs in which one setting of the recipe differs, as in the paper's tables 3 and 8.
 
 python -m benchmarks.ablation [--folder FOLDER] [--seeds N] [--out FOLDER] [FLAGS OF A TRAINING]
 
-Trains DeiT-nano on Fashion-MNIST without and with distillation, and without each part of the
-augmentation, with the same seeds, steps and learning rate. The teacher is trained once and recorded
-once for each seed; the three distilled arms read its records. All arms of a seed are trained before
-the next seed, and each appends its scores to cpu-ablation.csv when it ends, so a stop leaves a
-table of the seeds that are there. The same command resumes; finished runs are not repeated.
+Trains DeiT-nano on Fashion-MNIST without and with distillation, and without each augmentation, with
+the same seeds, steps and learning rate. The teacher is trained once and recorded once for each
+seed; the three distilled arms read its records. All arms of a seed are trained before the next
+seed, and each appends its scores to cpu-ablation.csv when it ends, so after a stop there is a table
+of the seeds so far. The same command resumes; finished runs are not repeated.
 
 Further flags are those of `fastdeit train`, for all arms. --recipe and --config replace the base;
-then --teacher-path has to name the teacher.
+then --teacher-path must name the teacher.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from fastdeit.storage.jsonl import append_lines
 from fastdeit.storage.run_folder import RunFolder
 
 OWN = ("--output-dir", "--seed", "--cache")
-"""Flags that differ between the runs."""
+"""The flags that differ between the runs."""
 
 
 def start(words: Sequence[str], launcher: str) -> None:
@@ -47,7 +47,7 @@ def start(words: Sequence[str], launcher: str) -> None:
 
 
 def measure_start(folder: Path, name: str, words: Sequence[str], launcher: str) -> None:
-    """Run `fastdeit` and log its CPU seconds under a name, whatever its end."""
+    """Run `fastdeit`, and log its CPU seconds under a name, also if it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
         start(words, launcher)
@@ -68,7 +68,7 @@ def train(folder: Path, run: Path, flags: Sequence[str], launcher: str) -> None:
 
 
 def find_teacher(folder: Path, flags: Sequence[str], launcher: str) -> list[str]:
-    """Return the flags that name the teacher; train the base's own if no flag names another."""
+    """Return the flags that name the teacher; if no flag names one, train that of the base."""
     if not is_nano(flags) or any(flag.startswith("--teacher") for flag in flags):
         return []
     run = folder / "teacher"
@@ -78,10 +78,10 @@ def find_teacher(folder: Path, flags: Sequence[str], launcher: str) -> list[str]
 
 
 def record_teacher(folder: Path, seed: int, flags: Sequence[str], launcher: str) -> list[str]:
-    """Record the teacher for the distilled arms of a seed, as far as it is not; return the flags
-    of their runs.
+    """Record the teacher for the distilled arms of a seed, unless that is done; return the flags of
+    their runs.
 
-    The records are all logits of a small data set, which serve soft and hard distillation.
+    The records have all logits of a small data set, for soft and hard distillation.
     """
     cache = folder / f"cache-{seed}"
     taught = ["--seed", str(seed), *find_teacher(folder, flags, launcher)]
@@ -103,6 +103,7 @@ def run_seed(folder: Path, seed: int, flags: Sequence[str], launcher: str, out: 
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Return the flags of this benchmark, and all others, for the trainings."""
     parser = harness.make_parser(__doc__)
     harness.add_out(parser)
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"), help="of the runs")

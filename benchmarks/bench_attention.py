@@ -2,10 +2,12 @@
 
 python -m benchmarks.bench_attention [--out FOLDER]
 
-A peer splits the packed projection, computes attention, and joins the heads; its backward stacks
-the gradients of q, k and v into one tensor, which the backward of the projection needs.
-"reference" is torch's own choice of a backend; "triton" is ours with the forms of the table of
-launches, "triton, pair" and so on the same with another form of forward or backward. pct_of_copy
+A peer splits the joint projection of q, k and v, computes attention, and joins the heads; its
+backward stacks the gradients of q, k and v into one tensor, which the backward of the projection
+needs.
+
+"reference" is torch's own choice of a backend; "triton" is ours in the forms of the table of
+launches, "triton, pair" and the like are ours in another form of forward or backward. pct_of_copy
 counts the least memory traffic: 3 + 1 units of B·N·H·D elements forward and 5 + 3 backward.
 torch.compile is measured last, at every shape.
 """
@@ -42,7 +44,7 @@ KERNELS = tuple(
     f"_attention_{part}_kernel" for part in ("fwd", "resident", "bwd_whole", "bwd_dq", "bwd_dkdv")
 )
 UNITS = {"fwd": 4, "bwd": 8, "fwd_bwd": 12}
-"""Least memory traffic of each mode, in units of B·N·H·D elements."""
+"""The least memory traffic of each mode, in units of B·N·H·D elements."""
 PEERS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
     "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -66,7 +68,8 @@ def _launch(tokens: int, size: int, dtype: torch.dtype) -> harness.Launch:
 
 
 def _variant(op: str, form: str, launch: launch_configs.Launch | None = None) -> harness.Launch:
-    """Return a launch of an op at DeiT-S's shape in another form, or with another launch of it."""
+    """Return a launch of an op at DeiT-S's shape in another form, or with other numbers of its
+    launch."""
 
     def run() -> None:
         qkv = torch.zeros(1, 198, 3, 6, D, dtype=torch.bfloat16)
@@ -79,7 +82,7 @@ def _variant(op: str, form: str, launch: launch_configs.Launch | None = None) ->
 
     spelled = "".join(f" {key}={value}" for key, value in (launch or {}).items())
     name = f"attention N198 D64 {op} {form}{spelled}"
-    # the form is for images that no program of an older architecture holds
+    # a program of an older architecture has no room for the images of the form "ahead"
     return harness.Launch(name, run, wgmma=KERNELS, oldest=90 if form == "ahead" else 80)
 
 
@@ -127,7 +130,7 @@ def with_backend(backend: SDPBackend) -> Attend:
 
 
 def implementations(device: torch.device) -> dict[str, Attend]:
-    """Return the implementations, from the packed projection to the joined heads."""
+    """Return the implementations, functions from the joint projection to the joined heads."""
     runs: dict[str, Attend] = {"reference": attention_reference}
     runs |= {name: with_backend(backend) for name, backend in PEERS.items()}
     if device.type == "cuda":

@@ -5,11 +5,11 @@ python -m benchmarks.bench_augment [--out FOLDER]
 
 Every implementation applies the planned operations of DeiT's RandAugment (two layers, each with
 probability one half) to cropped uint8 images. torchvision's functions are called image by image on
-the GPU, as its own RandAugment does; they have no bicubic warp there, so theirs is bilinear, and
-the pixels differ from those of PIL. The reference reads the operations on the host, so it is not
-compiled. The exact backend's operator and timm on PIL run on one core, on fewer images. pct_of_copy
-counts the bytes of the images read and written once. `predict` estimates the time on an H100 and is
-printed.
+the GPU, as its own RandAugment does; they have no bicubic warp there, so their warp is bilinear,
+and the pixels differ from those of PIL. The reference reads the operations on the host, so it is
+not compiled. The exact backend's operator and timm on PIL run on one core, on fewer images.
+pct_of_copy counts the bytes of the images read and written once. The estimate of `predict` for an
+H100 is printed.
 """
 
 import math
@@ -31,9 +31,9 @@ from fastdeit.plan.spec import PlanSpec
 
 SHAPES = {"cuda": [(256, 224), (1024, 224), (256, 384)], "cpu": [(32, 64)]}
 ON_ONE_CORE = 32
-"""Images on one CPU core."""
+"""The number of images on one CPU core."""
 ONE_BY_ONE = 256
-"""Largest batch for torchvision, which is called image by image."""
+"""The largest batch for torchvision, which is called image by image."""
 INTEGER_ARGS = ("PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd")
 LAYER_OPS = PlanSpec().layer_ops
 INSTRUCTIONS = {
@@ -43,8 +43,8 @@ INSTRUCTIONS = {
     "SharpnessIncreasing": 3 * 152,
     **dict.fromkeys(STATISTICS, 628 // 8 + 10),
 }
-"""A thread's instructions for a pixel, in the loops of the sm_90 code; 10 for the other operations
-and for a copy."""
+"""The instructions of a thread for a pixel, in the loops of the sm_90 code, by operation; 10 for
+the other operations and for a copy."""
 
 Drawn = tuple[np.ndarray, np.ndarray]
 Runs = dict[str, Callable[[], torch.Tensor]]
@@ -75,7 +75,7 @@ def make_inputs(batch: int, side: int, device: torch.device) -> tuple[torch.Tens
 def ours(images: torch.Tensor, drawn: Drawn) -> Runs:
     """Return the implementations that must give equal pixels.
 
-    Packing and copying the arguments is not timed: the loader does it.
+    The preparation and the copy of the arguments are not timed, as the loader does them.
     """
     ops, args = map(torch.from_numpy, drawn)
     packed = pack_args(ops, args).to(images.device)
@@ -87,7 +87,7 @@ def ours(images: torch.Tensor, drawn: Drawn) -> Runs:
 
 
 def predict(drawn: Drawn, side: int) -> tuple[float, float]:
-    """Return an estimate of the microseconds an image takes on an H100, of its bytes and of its
+    """Return the estimated microseconds for an image on an H100, of its bytes and of its
     instructions; the sum of both is the worst case."""
     names = [OPS[op] if op >= 0 else "" for op in drawn[0].ravel()]
     passes = 2 * len(names) + sum(name in STATISTICS for name in names)

@@ -16,9 +16,9 @@ import torch
 from benchmarks.measuring import harness
 
 MIB = {"cuda": 256, "cpu": 16}
-"""Size of the copy from the host."""
+"""The size of the copy from the host."""
 SIDE = {"cuda": 8192, "cpu": 512}
-"""Rows and columns of the two matrices."""
+"""The number of rows and of columns of the two matrices."""
 PACKAGES = (
     *harness.PACKAGES,
     *"torchvision timm numpy pillow numba pyarrow psutil tyro pydantic pytest hypothesis".split(),

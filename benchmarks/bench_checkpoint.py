@@ -5,7 +5,7 @@ python -m benchmarks.bench_checkpoint [-o FILE] [--folder FOLDER] [--rounds 3]
 One process, ZeRO 1, fp32 masters, both moments and EMA. Then the time that training loses by a
 save that it waits for, and by a save in the background thread: that of the call (`held_*_s`), and
 the extra time of the steps during the write (`slowed_s`; on a CPU the thread and the step share the
-cores). Medians over rounds. The disk is that of --folder.
+cores). The values are medians over rounds, the disk is that of --folder.
 """
 
 import shutil
@@ -38,8 +38,8 @@ COLUMNS = (
     *("parameters", "mib", "gather_s", "write_s", "verify_s", "load_s", "install_s"),
     *("held_waiting_s", "held_thread_s", "held_ratio", "step_s", "slowed_s"),
 )
-"""load_s: verify and read into memory; install_s: from memory into the engine; held_ratio:
-held_thread_s / held_waiting_s."""
+"""The columns. load_s: the time to verify and read into memory; install_s: from memory into the
+engine; held_ratio: held_thread_s / held_waiting_s."""
 
 
 def make_trainer(name: str, world: World) -> Trainer:
@@ -107,6 +107,7 @@ def beside_training(
 
 
 def measure(name: str, world: World, root: Path, rounds: int) -> dict[str, float]:
+    """Return the measured columns of a model, medians over the rounds."""
     trainer = make_trainer(name, world)
     batch = make_batch(trainer, world.device)
     trainer.train_step([batch])  # Adam's moments come with the first step

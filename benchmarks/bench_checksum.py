@@ -45,6 +45,7 @@ def check(weights: Sequence[torch.Tensor]) -> None:
 
 
 def bench(name: str, device: torch.device, stamp: harness.Row, copy: float) -> list[harness.Row]:
+    """Check the hashes, then return the rows of one model."""
     dtype = DTYPES[device.type]
     student = make_student(name, device).to(dtype)
     weights = [parameter.detach() for parameter in student.parameters()]

@@ -32,12 +32,12 @@ from fastdeit.training.trainer import Trainer
 
 ROUNDS = 9
 STEPS = 5
-"""Steps of a round."""
+"""The number of steps in a round."""
 CASES = {
     "cpu": [("toy", 32, 32), ("test_efficientnet", 32, 32), ("test_vit", 160, 8)],
     "cuda": [("small", 224, 128), ("regnety_040", 224, 128), ("vit_small_patch16_224", 224, 128)],
 }
-"""Student, as in trainers.py or a timm model, side of the images in pixels, and batch."""
+"""The student (of trainers.py, or a timm model), the images' side in pixels, and the batch."""
 COLUMNS = ("images_per_s", "speed", "compile_s")
 
 
@@ -84,7 +84,7 @@ class Variant:
         self.seconds.append((self._now() - start) / STEPS)
 
     def _now(self) -> float:
-        """Return the seconds of an idle GPU's clock, or of the CPU's cores."""
+        """Return the time after a wait for the GPU, or the CPU seconds of the process."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             return time.perf_counter()
@@ -92,6 +92,7 @@ class Variant:
 
 
 def bench(student: str, size: int, batch: int, world: World) -> list[harness.Row]:
+    """Compare the losses of both variants, then return their rows."""
     names = {"off": "without a compiler", "on": "compiled"}
     pair = [Variant(configure(student, size, batch, setting), world) for setting in names]
     losses = [torch.tensor(variant.losses) for variant in pair]

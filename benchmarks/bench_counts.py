@@ -1,5 +1,5 @@
-"""Launches, reads and synchronisations of an optimizer step, counted on the CPU: no times, equal on
-every machine.
+"""Launches, reads and synchronisations of an optimizer step, counted on the CPU: numbers, not
+times, which are equal on every machine.
 
 python -m benchmarks.bench_counts [-o FILE]
 
@@ -19,10 +19,10 @@ from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.zero.flat_update import FlatUpdate
 
 WARM_UP = 3
-"""Steps before the counted one: DeepSpeed's timer starts at the third."""
+"""The number of steps before the counted one: DeepSpeed's timer starts at the third."""
 MICRO_BATCH = 2
 CPU_ONLY = {"fastdeit.kernels.mix_kernels.cpu"}
-"""Modules that no GPU runs: what they read does not count."""
+"""The modules that no GPU runs, whose reads do not count."""
 
 
 class Form(NamedTuple):
@@ -50,6 +50,7 @@ class Counts(NamedTuple):
 
 
 def count_step(form: Form, world: World) -> Counts:
+    """Return the counts of one step of a form, after `WARM_UP` steps."""
     config = make_config(
         "toy",
         form.accumulate * MICRO_BATCH,
@@ -77,7 +78,7 @@ def count_step(form: Form, world: World) -> Counts:
 
 
 def device_reads(counter: StepCounter) -> dict[Place, int]:
-    """Return the reads that a GPU would get, too."""
+    """Return the reads that a step on a GPU also has."""
     return {place: count for place, count in counter.reads.items() if place.module not in CPU_ONLY}
 
 

@@ -7,10 +7,10 @@ Both train the same student on the same batch in one process, in alternating rou
 median over the rounds of timm's time divided by ours. Columns:
 
   ours_ms, timm_ms   CPU milliseconds of a step, median over the rounds
-  compute_ms         of our forward, loss and backward alone, on a batch that is mixed already
-  optimizer_ms       of AdamW and EMA, timed inside our step: every trainer needs this arithmetic
-  overhead_pct       the rest of our step, percent of it: mixing, the copy of the gradients, their
-                     norm, statistics, Python. Less than 0 is noise
+  compute_ms         our forward, loss and backward alone, on a batch that is mixed already
+  optimizer_ms       AdamW and EMA, timed inside our step: every trainer needs this arithmetic
+  overhead_pct       the rest of our step, in percent of it: mixing, the copy of the gradients,
+                     their norm, statistics, Python. A value below 0 is noise
 """
 
 import statistics
@@ -34,10 +34,12 @@ COLUMNS = (
 )
 WARM_UP = 3
 STEPS = 3
-"""Of a round."""
+"""The number of steps in a round."""
 
 
 class Case(NamedTuple):
+    """A student, its batch, its precision, and the threads of torch."""
+
     student: str
     batch: int
     dtype: str
@@ -59,7 +61,7 @@ class Clock:
         self.ms = 0.0
 
     def count(self, place: Any, name: str) -> None:
-        """Replace a method of `place` by one whose time is counted."""
+        """Replace a method of `place` by one whose time is measured."""
         original = getattr(place, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -72,7 +74,7 @@ class Clock:
 
 
 def make_compute(trainer: Trainer, batch: Batch) -> Callable[[], None]:
-    """Return forward, loss and backward of a batch, without anything around them."""
+    """Return a function that runs only forward, loss and backward of a batch."""
     model = trainer.state.model.train()
     leaves = [parameter for parameter in model.parameters() if parameter.requires_grad]
     inputs, _ = trainer.forward.mix(batch, with_images=False)
@@ -88,7 +90,7 @@ def make_compute(trainer: Trainer, batch: Batch) -> Callable[[], None]:
 
 
 def cpu_ms(action: Callable[[], object]) -> float:
-    """Return the CPU milliseconds of one call, mean of a round."""
+    """Return the CPU milliseconds of one call, the mean of a round."""
     start = time.process_time()
     for _ in range(STEPS):
         action()
@@ -96,6 +98,7 @@ def cpu_ms(action: Callable[[], object]) -> float:
 
 
 def measure(case: Case, world: World, rounds: int) -> harness.Row:
+    """Return the measured columns of a case, medians over the rounds."""
     torch.set_num_threads(case.threads)
     config = make_config(case.student, case.batch, precision=case.dtype)
     batch = make_batch(case.batch, world.device, config.data.input_size, config.model.depth or 12)

@@ -1,12 +1,12 @@
-"""CPU time an image of reading and decoding what is used, against decoding more.
+"""CPU time of an image for reading and decoding the pixels that are used, against decoding more.
 
 python -m benchmarks.bench_decode [-o results.csv]
 
 copies: the window of all copies of an image in a batch of 64, decoded once, against the crop of
-each, decoded by itself. evaluation: what the filter reads for the centre crop, against the whole
-image. whole_ms is the CPU time of the other way, `ratio` it divided by `part_ms`, the median of
-rounds in which the two alternate. The rest of the path (`exact`, 224 px, the recipe `deit`) is
-included.
+each, decoded separately. evaluation: the pixels that the filter reads for the centre crop, against
+the whole image. `part_ms` is the CPU time of the first, `whole_ms` that of the second, `ratio` the
+second divided by the first, the median of rounds in which the two alternate. The rest of the path
+(`exact`, 224 px, the recipe `deit`) is included.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ Fed = Callable[[int], tuple[object, ...]]
 
 
 def train_pipeline(index: Index, plan: Plan, together: bool) -> Pipeline:
-    """Build a pipeline of the plan's samples; together: copies are decoded once."""
+    """Build a pipeline of the plan's samples; together: whether copies are decoded once."""
     spec = plan.spec if together else dataclasses.replace(plan.spec, repeats=1)
 
     def feed(number: int) -> tuple[object, ...]:
@@ -59,7 +59,7 @@ def train_pipeline(index: Index, plan: Plan, together: bool) -> Pipeline:
 
 
 def eval_pipeline(index: Index, crop: EvalCrop, whole: bool) -> Pipeline:
-    """Build a pipeline of an evaluation; whole: all of each image is decoded."""
+    """Build a pipeline of an evaluation; whole: whether the whole of each image is decoded."""
 
     def feed(number: int) -> tuple[object, ...]:
         first = number % (IMAGES // BATCH) * BATCH
@@ -75,7 +75,7 @@ def eval_pipeline(index: Index, crop: EvalCrop, whole: bool) -> Pipeline:
 
 
 def _held(feed: Fed) -> Fed:
-    """Return a source that keeps all that it feeds, as DALI reads it in place."""
+    """Return a source that holds all that it feeds in memory, as DALI reads it in place."""
     batches = [feed(number) for number in range(IMAGES // BATCH)]
     return lambda number: batches[number % len(batches)]
 

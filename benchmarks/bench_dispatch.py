@@ -5,8 +5,8 @@ python -m benchmarks.bench_dispatch [-o results.csv]
 
 The kernels' modules are imported three times, with three definitions of `operator`, so that all
 call the same launchers; Triton launches nothing, so no GPU is needed. As "function", an op without
-a gradient is its launcher. The time of a backward includes autograd's engine. Thread CPU time; the
-three alternate, and on a shared machine only their ratios are meaningful.
+a gradient is its launcher. The time of a backward includes autograd's engine. Times are CPU time of
+the thread; the three alternate, and on a shared machine only their ratios are meaningful.
 """
 
 import importlib
@@ -87,7 +87,7 @@ def load(operator: Callable[..., Any]) -> Modules:
 
 
 class Call(NamedTuple):
-    """A call of an op and, where it has a gradient, the tensors to differentiate it by."""
+    """A call of an op and, if it has a gradient, the tensors to differentiate it by."""
 
     run: Callable[[], torch.Tensor]
     leaves: tuple[torch.Tensor, ...] = ()
@@ -151,7 +151,7 @@ def modes(call: Call) -> dict[str, Callable[[], object]]:
 
 
 def call_us(run: Callable[[], object], count: int = 100) -> float:
-    """Measure the mean of `count` calls, in microseconds of this thread's CPU time."""
+    """Return the mean of `count` calls, in microseconds of this thread's CPU time."""
     start = time.thread_time()
     for _ in range(count):
         run()
@@ -159,7 +159,7 @@ def call_us(run: Callable[[], object], count: int = 100) -> float:
 
 
 def take_turns(runs: dict[str, Callable[[], object]], rounds: int = 30) -> dict[str, list[float]]:
-    """Measure microseconds of a call in each round, by implementation, after one warm-up round."""
+    """Return the microseconds of a call in each round, by implementation, after a warm-up round."""
     found = [{name: call_us(run) for name, run in runs.items()} for _ in range(rounds + 1)]
     return {name: [times[name] for times in found[1:]] for name in runs}
 

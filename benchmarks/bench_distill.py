@@ -24,11 +24,14 @@ from fastdeit.kernels.distill_kernels.fused import distill_bwd_triton, distill_t
 
 SHAPES = {"cuda": [(256, 1000), (1024, 1000), (256, 21841)], "cpu": [(16, 100)]}
 SETTING = {"smoothing": 0.1, "alpha": 0.5, "tau": 3.0, "legacy": True}
-"""legacy: the soft form as deit's code divides it."""
+"""The settings of all implementations; legacy: the soft loss is divided as in deit's code."""
 
 
 @dataclass(frozen=True)
 class Inputs:
+    """The inputs of a loss: logits (B, K) of both heads, int64 labels and fp32 lam (B,), and the
+    teacher's classes or logits, by the kind."""
+
     cls_logits: torch.Tensor
     dist_logits: torch.Tensor
     labels: torch.Tensor
@@ -100,7 +103,7 @@ LAUNCHES = [
 
 
 def dense_target(inputs: Inputs) -> torch.Tensor:
-    """Build timm's mixup_target with our pairs and lam, (B, K) fp32."""
+    """Return timm's mixup_target with our pairs and lam, fp32 (B, K)."""
     batch, classes = inputs.cls_logits.shape
     off = SETTING["smoothing"] / classes
     on = 1 - SETTING["smoothing"] + off
@@ -116,7 +119,7 @@ def dense_target(inputs: Inputs) -> torch.Tensor:
 def chain(
     inputs: Inputs, base: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """Compute deit's DistillationLoss with the given base loss; 0-d."""
+    """Return deit's DistillationLoss with the given base loss, a 0-d tensor."""
     student = inputs.dist_logits.float()
     teacher = inputs.teacher
     if inputs.kind == "hard":

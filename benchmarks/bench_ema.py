@@ -4,8 +4,8 @@ a loop over parameters.
 python -m benchmarks.bench_ema [--out FOLDER]
 
 fp32 weights of a DeiT, on one device. Ours is `Ema` of fastdeit/training/optim/ema.py on two flat
-tensors, as DeepSpeed holds them: one launch. pct_of_copy counts 12 bytes a parameter: weight and
-EMA read, EMA written.
+tensors, as in DeepSpeed: one launch. pct_of_copy counts 12 bytes a parameter: weight and EMA read,
+EMA written.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Time, launches and waits of `Trainer.train_step`, against timm with torch.compile doing the same
+"""Time, launches and waits of `Trainer.train_step`, against timm with torch.compile for the same
 work.
 
 python -m benchmarks.bench_engine [--out FOLDER] [--seconds 240]
@@ -6,15 +6,15 @@ python -m benchmarks.bench_engine [--out FOLDER] [--seconds 240]
 A step contains mixing, student, loss, backward, DeepSpeed's step, the schedule, the guard against
 NaN and EMA. Batches are on the device (trainers.py), the teacher's outputs are recorded. peers.py
 describes the peer. Before a row of ours is timed, its first loss must equal that of timm's model
-with the same weights. Columns of its own:
+with the same weights. Columns that only this benchmark has:
 
   launches   on a GPU the kernels, copies and fills in the profile; on a CPU the operators of
-             counting.py, without those of a CUDA graph, for which a tape stands (tape.py)
-  host_ms    CPU time of the process from an idle device until the step returns, median. Waiting
-             keeps the CPU busy, so it is included, also when the queue of launches is full
+             counting.py, without those of a CUDA graph, which a tape replaces (tape.py)
+  host_ms    CPU time of the process from an idle device until the step returns, median. A wait
+             uses the CPU, so it is included, also a wait for a full queue of launches
   waits      calls of `synchronize`, and on a GPU the operators that
-             torch.cuda.set_sync_debug_mode warns about; on a CPU the reads of counting.py. Of
-             ours on a GPU one is the end of the step before, while this one is queued
+             torch.cuda.set_sync_debug_mode warns about; on a CPU the reads of counting.py. In
+             ours on a GPU, one is the wait for the step before, while this one is queued
              (docs/step.md)
   idle_pct   percent of the time between the first and the last kernel of some steps in which no
              kernel runs, by the profiler
@@ -57,7 +57,7 @@ from fastdeit.training.graphs.graph import Graphs
 from fastdeit.training.trainer import Trainer
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
-"""Relative tolerance of the first loss."""
+"""The relative tolerance of the first loss."""
 SHOWN = ("ms_p50", "images_per_s", "peak_mib", *harness.COUNTED)
 
 
@@ -71,8 +71,8 @@ class Case(NamedTuple):
 
 
 class Implementation(NamedTuple):
-    """A way to train: changed fields of the config; mode: of torch.compile, for timm; graphs: steps
-    are replayed."""
+    """A way to train: changed fields of the config; mode: of torch.compile, for timm; graphs:
+    whether steps are replayed."""
 
     changes: dict[str, Any]
     is_timm: bool = False
@@ -116,13 +116,14 @@ CASES = {
         ),
         *_cases([("base", 1024)], BOTH),
     ],
-    # the compiler of the CPU takes long, for nothing that a GPU would show
+    # compiling for the CPU takes long and shows nothing about a GPU
     "cpu": [
         *_cases([("toy", 2)], [*GRAPHS, "ours, clipping", "ours, ZeRO 3", "timm"], "bf16"),
         *_cases([("toy", 2)], ["ours", "ours, clipping", "ours, ZeRO 3", "timm"], "fp32"),
     ],
 }
-"""The most important first: cases that would start after the time limit are skipped."""
+"""The cases of each device, the most important first: those that would start after the time limit
+are skipped."""
 
 
 def build(case: Case, world: World) -> tuple[Step, Callable[[], None]]:
@@ -145,7 +146,7 @@ def build(case: Case, world: World) -> tuple[Step, Callable[[], None]]:
 
 
 def record(trainer: Trainer, batch: Batch) -> None:
-    """Let a trainer replay its steps, on a CPU by tapes. Raises AssertionError if it cannot."""
+    """Make a trainer replay its steps, on a CPU by tapes. Raises AssertionError if it cannot."""
     device = trainer.engine.device
     trainer.graphs = Graphs(CudaRecorder(device) if device.type == "cuda" else TapeRecorder())
     trainer.record_graphs(batch)
@@ -153,7 +154,7 @@ def record(trainer: Trainer, batch: Batch) -> None:
 
 
 def first_loss(config: Config, device: torch.device, weights: dict[str, torch.Tensor]) -> float:
-    """Return the loss of timm's model with these weights on `make_batch`, no branch dropped."""
+    """Return the loss of timm's model with these weights on `make_batch`; drop no branch."""
     peer = TimmTrainer(config, device, None)
     peer.model.load_state_dict(weights)
     batch = make_batch(config.optim.batch_size, device, config.data.input_size)
@@ -162,7 +163,7 @@ def first_loss(config: Config, device: torch.device, weights: dict[str, torch.Te
 
 
 def check_loss(found: float, expected: float, dtype: str) -> None:
-    """Raise AssertionError unless the loss is the peer's, and that of an untrained student."""
+    """Raise AssertionError unless the loss is that of the peer and of an untrained student."""
     if not math.isclose(found, expected, rel_tol=TOLERANCE[dtype]):
         raise AssertionError(
             f"the first loss is {found}, timm's with the same weights is {expected}"
@@ -192,7 +193,7 @@ def measure(step: Step, device: torch.device, images: int) -> harness.Row:
 
 @contextlib.contextmanager
 def attention(case: Case, device: torch.device) -> Iterator[None]:
-    """Select for timm the fastest of SDPA's backends at this shape."""
+    """Select the fastest of SDPA's backends at this shape, for timm."""
     if device.type != "cuda" or not IMPLEMENTATIONS[case.impl].is_timm:
         yield
         return

@@ -2,11 +2,11 @@
 
 python -m benchmarks.bench_evaluate [-o results.csv]
 
-The same 500 x 375 JPEG files and weights, batches of 64, one thread of torch, all in one process,
-so that process CPU time counts everything. Both count top-1 and top-5; ours also records what
-calibration, classes and confusions need. The two alternate, and a row is the least of several
-passes. ratio: timm's time divided by this one's, so larger is faster. "preprocessing" is a pass
-with a model that computes nothing.
+Both have the same 500 x 375 JPEG files and weights, batches of 64 and one thread of torch, all in
+one process, so that process CPU time includes everything. Both compute top-1 and top-5; ours also
+records what calibration, classes and confusions need. The two alternate, and a row is the least of
+several passes. ratio: the time of timm divided by that of the row, so larger is faster.
+"preprocessing" is a pass with a model that computes nothing.
 """
 
 import tempfile
@@ -37,7 +37,7 @@ VIEW = EvalView(224, MEAN, STD, 0.875)
 
 
 class Nothing(nn.Module):
-    """A model of two classes that reads a pixel of each channel."""
+    """A model of two classes that reads one pixel of each channel."""
 
     num_classes = 2
 
@@ -52,7 +52,7 @@ class Nothing(nn.Module):
 
 @torch.inference_mode()
 def run_timm(model: nn.Module, folder: Path) -> float:
-    """Return top-1 as validate.py computes it."""
+    """Return top-1 in percent, as validate.py computes it."""
     loader = create_loader(
         create_dataset("", root=str(folder)),
         input_size=(3, 224, 224),
@@ -85,7 +85,7 @@ def measure_ms(run: Callable[[nn.Module, Path], float], model: nn.Module, folder
 
 
 def compare(name: str, model: nn.Module, folder: Path) -> list[Row]:
-    """Return a row for each implementation; raise unless they give the same top-1."""
+    """Return a row for each implementation. Raises AssertionError unless their top-1 is equal."""
     runs = {"timm": run_timm, "fastdeit": run_ours}
     scores = {impl: run(model, folder) for impl, run in runs.items()}
     assert abs(scores["timm"] - scores["fastdeit"]) < 1e-9, scores

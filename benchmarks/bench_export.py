@@ -2,10 +2,11 @@
 
 python -m benchmarks.bench_export [-o results.csv]
 
-Students with initial weights (and ours with other ones would take as long), images of 224 px, one
-thread, batches of 1 and 8. "timm" is timm's model with the same weights, eager; "compiled" our
-student under torch.compile. Process CPU time; the implementations alternate, and a row is the least
-of several calls. ratio: the time of timm's model divided by this one's, so larger is faster.
+Students with initial weights (trained ones would take as long), images of 224 px, one thread,
+batches of 1 and 8. "timm" is timm's model with the same weights, eager; "compiled" our student
+under torch.compile. Times are process CPU time; the implementations alternate, and a row is the
+least of several calls. ratio: the time of timm's model divided by that of the row, so larger is
+faster.
 """
 
 import time
@@ -65,7 +66,7 @@ def least_ms(runs: Mapping[str, Run], images: torch.Tensor) -> dict[str, float]:
     """Return the least CPU milliseconds per image of each function."""
     times: dict[str, float] = dict.fromkeys(runs, float("inf"))
     for run in runs.values():
-        run(images)  # compiles, and takes memory
+        run(images)  # compiles, and allocates memory
     for _ in range(CALLS):
         for name, run in runs.items():
             start = time.process_time()

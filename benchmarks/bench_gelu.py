@@ -2,10 +2,10 @@
 
 python -m benchmarks.bench_gelu [--out FOLDER]
 
-Everything in bf16. "F.gelu" adds the bias in a separate eager kernel. "F.gelu without bias" is the
-most that a matrix product with a bias epilogue can save: it adds the bias at no cost, and its
-gradient needs another kernel; neither is counted here. Mode bwd is the backward alone. pct_of_copy
-counts the least memory traffic: forward 2, backward 3 times the bytes of x.
+Everything is in bf16. "F.gelu" adds the bias in a separate eager kernel. "F.gelu without bias"
+shows the most that a matrix product with a bias epilogue can save: it adds the bias at no cost, and
+the gradient of the bias needs another kernel, which is not counted here. Mode bwd is the backward
+alone. pct_of_copy counts the least memory traffic: forward 2, backward 3 times the bytes of x.
 """
 
 from collections.abc import Callable
@@ -103,7 +103,7 @@ def gate(run: Gelu, name: str, dim: int, device: torch.device) -> None:
 def bench(
     shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float
 ) -> list[harness.Row]:
-    """Compare the equals of the reference with it, then return the rows of one shape."""
+    """Compare the implementations with the reference, then return the rows of one shape."""
     equals = implementations(device)
     for name, run in equals.items():
         gate(run, name, shape[-1], device)

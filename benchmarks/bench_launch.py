@@ -6,16 +6,17 @@ Measured on this machine's CPU, in CPU time, as its cores are shared:
 
   launcher   DeepSpeed's runner and launch.py around an empty script
   imports    a rank's imports; the files that they open and the bytes that they read
-  torch      python -c "import torch", of which the first two are given as multiples
-  roll call  fastdeit/distributed/roll_call.py with 8, 64 and 256 ranks, threads here, each with its
-             own connection: what a message costs the one store
+  torch      python -c "import torch", by which the first two are divided
+  roll call  fastdeit/distributed/roll_call.py with 8, 64 and 256 ranks, which are threads here,
+             each with its own connection: the cost of a message for the one store
   group      a gloo group of 2 and of 16 light processes: joining, a vote, a gathering of objects
   start      the collectives and groups of a run of `digits_teacher` up to its first step
 
-The model (benchmarks/launch/model.py) adds what one machine does, which all do at once, what the
-one store of rank 0 does for every rank, and what the shared file system does for every machine; its
-`Site` has what cannot be measured here. Not in it: the index of the images, NCCL's own joining and
-compiling kernels; they do not depend on this code, or not on the number of ranks.
+The model (benchmarks/launch/model.py) adds the work of one machine, which all do at the same time,
+that of the one store of rank 0 for every rank, and that of the shared file system for every
+machine; its `Site` has the parameters that cannot be measured here. It does not include the index
+of the images, NCCL's own start and the compilation of kernels: these do not depend on this code, or
+not on the number of ranks.
 """
 
 import json
@@ -55,7 +56,7 @@ print(json.dumps([time.process_time(), len(opened), int(fields["rchar"]) / 1e6])
 
 
 def run_alone(*words: str) -> tuple[float, str]:
-    """Run Python; return its CPU seconds with those of its children, and what it printed."""
+    """Run Python; return its CPU seconds with those of its children, and its output."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     kept = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *words]
@@ -112,7 +113,7 @@ def measure_start() -> dict[str, int]:
 
 
 def measure() -> Costs:
-    """Measure everything; print the parts that are no costs of the model."""
+    """Measure everything, return the costs of the model, and print the other values."""
     imports, files, read_mb = min(json.loads(run_alone("-c", IMPORTS)[1]) for _ in range(ROUNDS))
     messages = {ranks: measure_roll_call(ranks) for ranks in ESTIMATED}
     fewest, most = GROUPS
@@ -138,7 +139,7 @@ def measure() -> Costs:
 
 
 def smallest(run: Callable[[], float]) -> float:
-    """Return the least of some measurements: CPU time grows with what else the machine does."""
+    """Return the least of some measurements, as other work of the machine increases CPU time."""
     return min(run() for _ in range(ROUNDS))
 
 

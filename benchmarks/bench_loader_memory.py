@@ -3,8 +3,8 @@
 python -m benchmarks.bench_loader_memory [--iterations 2000] [-o results.csv]
 
 Real loaders of both backends, or of one, at a small size. Each row is 100 iterations and the mean
-of ten samples, since the number of live batches varies. The exit code is 1 when largest and
-smallest after the warm-up differ by more than 4 % (2 % to either side of their middle).
+of ten measurements, since the number of live batches varies. The exit code is 1 if the largest and
+the smallest row after the warm-up differ by more than 4 % (2 % to either side of their middle).
 """
 
 import itertools
@@ -27,12 +27,13 @@ from fastdeit.plan.spec import PlanSpec
 SIZE = 96
 BATCH = 32
 TRAIN_RUN = 20
-"""Training batches before each evaluation."""
+"""The number of training batches before each evaluation."""
 EVERY = 100
+"""The number of iterations of a row."""
 SAMPLES = 10
-"""Iterations and memory samples of a row."""
+"""The number of memory measurements of a row."""
 WARM_UP = 0.2
-"""Share of the iterations: DALI's pools grow until they fit the largest images."""
+"""The share of the iterations in which DALI's pools grow until they fit the largest images."""
 ALLOWED_PCT = 2.0
 
 
@@ -69,8 +70,8 @@ def run(root: Path, backend: str, iterations: int) -> list[tuple[int, float]]:
 
 
 def swing_pct(found: list[tuple[int, float]]) -> float:
-    """Return half the difference of largest and smallest after the warm-up, in percent of their
-    middle."""
+    """Return half the difference of the largest and the smallest memory after the warm-up, in
+    percent of their middle."""
     mib = [value for iteration, value in found if iteration > WARM_UP * found[-1][0]]
     return 100 * (max(mib) - min(mib)) / (max(mib) + min(mib))
 

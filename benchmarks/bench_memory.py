@@ -76,8 +76,8 @@ def _train(config: Config, world: World) -> None:
 
 
 def compare(student: str, batch: int, checkpointing: bool, world: World) -> harness.Row:
-    """Return the planned and the measured bytes of a case; the loader's images that wait are not
-    in either."""
+    """Return the planned and the measured bytes of a case, both without the batches that wait in
+    the loader."""
     config = make_config(student, batch, grad_checkpointing=checkpointing)
     plan = build_planner(config, world, make_student(config), None, CLASSES)(batch, checkpointing)
     images = batch * 3 * config.data.input_size**2
@@ -95,7 +95,7 @@ def compare(student: str, batch: int, checkpointing: bool, world: World) -> harn
 
 
 def estimate() -> list[harness.Row]:
-    """Return the largest micro-batches on 8 GPUs with ZeRO 1 in bf16, a student a row."""
+    """Return the largest micro-batches on 8 GPUs with ZeRO 1 in bf16, one row a student."""
     rows = []
     for name, size in LARGEST:
         model: Any = {"model": name}

@@ -26,7 +26,7 @@ SHAPES = {"cuda": [(256, 3, 224, 224), (1024, 3, 224, 224)], "cpu": [(16, 3, 64,
 CLASSES = 1000
 PATCH = 16
 MODES = {"mix": 1, "mix_patches": 1, "mix_both": 2}
-"""Mode → number of copies of the images that it writes."""
+"""The number of copies of the images that a mode writes."""
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Run = Callable[[], tuple[torch.Tensor, ...]]
@@ -35,6 +35,7 @@ Run = Callable[[], tuple[torch.Tensor, ...]]
 def make_inputs(
     shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float16
 ) -> Inputs:
+    """Return random images of this shape, lam and boxes; every second pair uses CutMix."""
     batch, _, height, width = shape
     images = torch.randn(shape, dtype=dtype, device=device)
     lam = torch.rand(batch // 2).repeat_interleave(2)
@@ -148,7 +149,7 @@ def peers(images: torch.Tensor, mode: str) -> dict[str, Run]:
 def bench(
     mode: str, shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float
 ) -> list[harness.Row]:
-    """Compare all but the peers with the reference, then return the rows of one shape."""
+    """Compare all except the peers with the reference, then return the rows of one shape."""
     inputs = make_inputs(shape, device)
     runs = implementations(inputs, mode)
     expected = runs["reference"]()

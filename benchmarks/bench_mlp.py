@@ -6,9 +6,10 @@ On a GPU in bf16, on a CPU in fp32, without the bias of the second layer. "refer
 and F.gelu, the path of a CPU. "triton" is what a GPU uses: cuBLAS and gelu.py, with GELU computed
 again in the backward; "triton, epilogue" has GELU in the epilogues of two products, "triton, g
 saved" saves GELU's output. On a CPU "bias in GELU" adds the bias after the product, and "g computed
-again" saves as a GPU does. Mode bwd is the backward alone. pct_of_copy counts the least memory
-traffic of the form "epilogue" in every row: a token forward 2·D + 3·H elements, backward 4·D + 6·H.
-ms is the time of a call; on a CPU the CPU time of the process, all implementations in turns.
+again" saves what a GPU saves. Mode bwd is the backward alone. pct_of_copy counts the least memory
+traffic of the form "epilogue" in every row: for a token 2·D + 3·H elements forward, 4·D + 6·H
+backward. ms is the time of a call; on a CPU the CPU time of the process, all implementations in
+turns.
 """
 
 import statistics
@@ -31,7 +32,7 @@ SHAPES = {
     "cpu": [(64, 66, 96), (8, 198, 192)],
 }
 UNITS = {"fwd": (2, 3), "bwd": (4, 6)}
-"""Least memory traffic of a token: elements of width D, and of width H."""
+"""The least memory traffic of a token, in elements of width D, and of width H."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 EPILOGUE = "triton, epilogue"
 KERNELS = ("_mlp_fwd_kernel", "_mlp_bwd_kernel")
@@ -44,7 +45,7 @@ Calls = dict[tuple[str, str], Callable[[], object]]
 
 @contextmanager
 def use_form(form: str) -> Iterator[None]:
-    """Run forward and backward of `mlp` in one form, whatever the table has."""
+    """Run forward and backward of `mlp` in one form, in place of that of the table."""
     with forms.use_form("mlp_fwd", form), forms.use_form("mlp_bwd", form):
         yield
 
@@ -93,7 +94,7 @@ def with_g_saved(
 
 
 class _ComputedAgain(torch.autograd.Function):
-    """The reference with GELU computed again in the backward."""
+    """The reference, with GELU computed again in the backward."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: torch.Tensor) -> torch.Tensor:

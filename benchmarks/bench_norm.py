@@ -3,7 +3,7 @@
 python -m benchmarks.bench_norm [--out FOLDER]
 
 add_norm with DropPath's factors and the bias of the branch, as between two blocks. "reference" and
-"torch.compile" keep the residual stream in bf16, as ours does. "fp32 stream" is a model under
+"torch.compile" have the residual stream in bf16, as ours. "fp32 stream" is a model under
 autocast: x and its incoming gradient are fp32, the branch is bf16, and the output of the norm is
 cast to bf16 for the matrix product that follows; the layer before adds the bias of the branch, and
 its gradient, another pass, is not counted. Mode bwd is the backward alone. pct_of_copy counts the
@@ -155,7 +155,7 @@ def gate(run: AddNorm, name: str, dim: int, device: torch.device) -> None:
         size = 1 if right.ndim == 3 else (2 * 198) ** 0.5
         harness.gate(actual / size, right / size, name)
     if name == "torch.compile":
-        return  # it normalises the sum before that is rounded, which is no error
+        return  # it normalises the sum before that is rounded, which is not an error
     inputs = make_inputs((2, 198, dim), torch.bfloat16, device)
     x_new, y = run_with(run, inputs)
     harness.gate(x_new, run_with(add_norm_reference, inputs)[0], name)
@@ -165,7 +165,7 @@ def gate(run: AddNorm, name: str, dim: int, device: torch.device) -> None:
 def bench(
     shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float
 ) -> list[harness.Row]:
-    """Compare the equals of the reference with it, then return the rows of one shape."""
+    """Compare the implementations with the reference, then return the rows of one shape."""
     equals = implementations(device)
     for name, run in equals.items():
         gate(run, name, shape[-1], device)

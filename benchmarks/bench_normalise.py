@@ -1,4 +1,4 @@
-"""Time of `kernels/normalise.py` and `mix_kernels/pixels.py` against what timm does on the device.
+"""Time of `kernels/normalise.py` and `mix_kernels/pixels.py` against timm on the same device.
 
 python -m benchmarks.bench_normalise [--out FOLDER]
 
@@ -35,7 +35,7 @@ Run = Callable[[], torch.Tensor]
 
 
 def make_pixels(shape: tuple[int, ...], device: torch.device, mode: str = "pixel") -> Pixels:
-    """Return random images, of which every fourth loses a box of a sixth of its pixels."""
+    """Return random images, of which every fourth has an erased box of a sixth of its pixels."""
     batch, channels, height, width = shape
     torch.manual_seed(0)
     erase = torch.zeros(batch, 4, dtype=torch.int32)
@@ -117,7 +117,8 @@ def mixtures(pixels: Pixels, lam: torch.Tensor, box: torch.Tensor) -> dict[str, 
 
 
 def timm_normalise(pixels: Pixels) -> Run:
-    """Return what timm's PrefetchLoader does to a batch, and the RandomErasing of the recipe."""
+    """Return a function that does what timm's PrefetchLoader does to a batch, with the
+    RandomErasing of the recipe."""
     images = pixels.images.permute(0, 3, 1, 2).contiguous()
     device = images.device
     mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1) * 255
@@ -136,7 +137,7 @@ def timm_mix(pixels: Pixels) -> Run:
 def bench(
     mode: str, shape: tuple[int, ...], device: torch.device, stamp: harness.Row, copy: float
 ) -> list[harness.Row]:
-    """Compare all but timm with the reference, then return the rows of one shape."""
+    """Compare all except timm with the reference, then return the rows of one shape."""
     pixels = make_pixels(shape, device)
     _, lam, box = make_inputs(shape, device)
     if mode == "normalise":

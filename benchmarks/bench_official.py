@@ -2,14 +2,14 @@
 
 python -m benchmarks.bench_official --deit CHECKOUT --python PYTHON [--folder FOLDER]
 
-deit's checkout stays as it is; PYTHON is that of an environment with torch, torchvision and timm
-0.3.2 (docs/coming-from-deit.md). The images are Fashion-MNIST's as PNG files in folders of classes,
-the teacher a RegNetY trained once. The first optimizer step is compared first: from the same
-weights, batch and teacher, deit's loss and gradients are ours. Then both trainers run for two
-epochs, and to the end for each seed, the two at the same time (`--jobs 2`), so that they have the
-same neighbours. A row of results/cpu-official.csv has the CPU time of the process and of its
-children, of all it does: start, training, evaluations, files. The same command continues with the
-runs that have no row.
+deit's checkout is not changed; PYTHON is that of an environment with torch, torchvision and timm
+0.3.2 (docs/coming-from-deit.md). The images are those of Fashion-MNIST as PNG files in class
+folders, the teacher is a RegNetY that is trained once. The first optimizer step is compared first:
+from the same weights, batch and teacher, deit's loss and gradients must equal ours. Then both
+trainers run for two epochs, and to the end for each seed, both at the same time (`--jobs 2`), so
+that other work on the machine affects both. A row of results/cpu-official.csv has the CPU time of
+the process and of its children for everything: start, training, evaluations, files. The same
+command continues with the runs that have no row.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from benchmarks.tables import read_rows
 from fastdeit.commands.errors import one_line_errors
 
 SHORT = 2
-"""Epochs of the short run of each trainer: the rest of a long one is training alone."""
+"""The epochs of each trainer's short run; what a long run uses beyond it is training alone."""
 COLUMNS = (
     *("date", "commit", "gpu", "cpu", *harness.PACKAGES, "deit", "deit_torch", "deit_timm"),
     *("impl", "seed", "train_images", "val_images", "epochs", "updates"),
@@ -50,7 +50,7 @@ TEACHER = Job("teacher", 0, 4)
 
 
 def list_jobs(epochs: int, seeds: int) -> list[Job]:
-    """Return the runs of both trainers in their order, in turns: a short one, then the seeds."""
+    """Return the runs in their order, both trainers in turns: a short run, then the seeds."""
     runs = [(0, SHORT), *((seed, epochs) for seed in range(seeds))]
     return [Job(impl, *run) for run in runs for impl in ("deit", "fastdeit")]
 
@@ -105,7 +105,7 @@ def describe_deit(args: argparse.Namespace) -> harness.Row:
 
 
 def parse_args() -> argparse.Namespace:
-    """Return the flags, with absolute paths; ends with a message if they are wrong."""
+    """Return the flags, with absolute paths; exit with a message if they are wrong."""
     parser = harness.make_parser(__doc__)
     harness.add_out(parser)
     parser.add_argument("--deit", type=Path, required=True, help="a checkout of deit")
@@ -135,7 +135,7 @@ def parse_args() -> argparse.Namespace:
 def measure(jobs: Sequence[Job], args: argparse.Namespace, stamp: harness.Row) -> None:
     """Run trainers, `--jobs` at the same time, and write a row for each as soon as it has ended.
 
-    A failed run does not keep the others from theirs. Raises its error after the last of them.
+    The others also get their rows if a run fails. Raises its error after the last of them.
     """
     errors: list[BaseException] = []
     with ThreadPoolExecutor(args.jobs) as pool:

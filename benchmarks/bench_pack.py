@@ -1,11 +1,11 @@
-"""CPU time an image of our loader on a packed data set, beside that on its source, in one run.
+"""CPU time of our loader for an image of a packed data set, beside that of its source, in one run.
 
 python -m benchmarks.bench_pack [--size 224] [--images 512] [--rounds 5] [--workers 2] [-o FILE.csv]
 
 The source is 500 x 375 JPEG files of 1/f noise, whose colours are harder to compress than those of
 photographs. Ratios are the packed data set's divided by the source's, the median of rounds in which
 they alternate: of bytes, of DALI reading and decoding the planned crop, and of the whole path of
-the backend `exact`. PSNR as `fastdeit pack` reports it.
+the backend `exact`. The PSNR is that which `fastdeit pack` reports.
 """
 
 import argparse
@@ -33,7 +33,7 @@ ENCODINGS = {
 }
 STAGES = {"decode_ratio": "ours:start_decoding", "exact_ratio": "ours:start_exact"}
 SHOWN = "{packed:20} bytes {bytes_ratio} decode {decode_ratio} exact {exact_ratio} PSNR {psnr_db}"
-DISTINCT = 128  # images; the others are further names of them
+DISTINCT = 128  # images; the other files are further names of these
 
 
 def pack_folder(index: Index, output: Path, encoding: Encoding) -> Summary:

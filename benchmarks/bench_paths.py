@@ -1,15 +1,17 @@
-"""Fast paths of the step that are off until a GPU has shown them: are they equal, are they faster?
+"""Test of the fast paths of the step that are off until a GPU has shown that they are equal and
+faster.
 
 python -m benchmarks.bench_paths [--out FOLDER] [--seconds 90]
 
-A path is trained beside the step without it, from the same weights, on the same 50 batches with
-other masks, shares and labels in each. Columns:
+The step is trained with a path and without it, from the same weights, on the same 50 batches, which
+differ in their masks, shares and labels. Columns:
 
-  equal      the losses and gradient norms of all steps, and the weights after the last, to the bit
+  equal      whether the losses and gradient norms of all steps, and the weights after the last, are
+             equal bit for bit
   faster_by  the time of a step without the path divided by that with it, both as in bench_engine
 
 On a GPU the last line names the paths that may be switched on: equal at every size, and faster at
-one. On a CPU, tapes (measuring/tape.py) stand for CUDA graphs, and the time means nothing.
+one. On a CPU, tapes (measuring/tape.py) replace CUDA graphs, and the time means nothing.
 """
 
 import dataclasses
@@ -29,12 +31,13 @@ from fastdeit.distributed.world import World, init_distributed
 
 STEPS = 50
 PATHS = {"--cuda-graph auto": "ours, CUDA graphs"}
-"""The flag of each path, and its row of bench_engine; the step without it is "ours"."""
+"""The row of bench_engine for each path, by its flag; the step without a path is "ours"."""
 SIZES = {"cuda": [("small", 128), ("small", 256), ("small", 1024)], "cpu": [("toy", 4)]}
 
 
 class Trained(NamedTuple):
-    """Results of `STEPS` steps: statistics (STEPS, 4) and weights, on the CPU, and ms of a step."""
+    """The results of `STEPS` steps: statistics (STEPS, 4) and weights, on the CPU, and the
+    milliseconds of a step."""
 
     statistics: torch.Tensor
     weights: dict[str, torch.Tensor]
@@ -57,6 +60,7 @@ def vary(batch: Batch, step: int) -> Batch:
 
 
 def train(implementation: str, student: str, size: int, world: World) -> Trained:
+    """Train `STEPS` steps of a student, as a row of bench_engine does; return the results."""
     impl = IMPLEMENTATIONS[implementation]
     config = make_config(student, size, **impl.changes)
     trainer = make_trainer(config, world)
@@ -72,7 +76,7 @@ def train(implementation: str, student: str, size: int, world: World) -> Trained
 
 
 def is_equal(one: Trained, other: Trained) -> bool:
-    """Return True if both trained the same, to the bit; NaN equals nothing."""
+    """Return True if both results are equal bit for bit; NaN equals nothing."""
     return torch.equal(one.statistics, other.statistics) and all(
         torch.equal(value, other.weights[name]) for name, value in one.weights.items()
     )

@@ -1,22 +1,22 @@
-"""CPU time an image of our loader and of its peers, on the same files in one run.
+"""CPU time of our loader and of its peers for an image, on the same files in one run.
 
 python -m benchmarks.bench_pipeline [--pillow-simd DIR] [--data folder tars] [--sizes 224 384]
     [--copies 1 2 3] [--images 512] [--rounds 5] [--workers 2] [--stages] [-o results.csv]
 
 Needs `pip install -c constraints.txt -e ".[bench]"`. Pillow-SIMD has the import name of Pillow, so
-it goes into a folder of its own, for `--pillow-simd`:
+it is installed in a separate folder, for `--pillow-simd`:
 
     CC="cc -mavx2" pip install --no-deps --no-binary pillow-simd --target DIR pillow-simd
 
-Every loader (benchmarks/loaders/, docs/throughput.md) runs in a process of its own, with the same
-images, recipe (`deit`) and number of workers. CPU ms counts all threads and processes. The loaders
-alternate in rounds, and a row is the median of them. Ratios are a peer's CPU ms divided by the
-row's: of timm sample by sample (`ratio`), of timm as its train.py runs it (`ratio_train`), of the
-fastest loader built from torch's parts (`ratio_expert`). At the end the peers' CPU time divided by
-that of `exact` is printed, as a table for the docs.
+Every loader (benchmarks/loaders/, docs/throughput.md) runs in its own process, with the same
+images, recipe (`deit`) and number of workers. CPU ms includes all threads and processes. The
+loaders alternate in rounds, and a row is their median. Ratios are a peer's CPU ms divided by the
+row's: that of timm sample by sample (`ratio`), of timm as its train.py runs it (`ratio_train`), of
+the fastest loader built from torch's own functions (`ratio_expert`). At the end, the peers' CPU
+time divided by that of `exact` is printed, as a table for the docs.
 
-`--stages` measures the parts of the first case in place of all cases: stages are cumulative, and
-the cost of a stage is the difference to the one before.
+`--stages` measures the stages of the first case instead of all cases: stages are cumulative, and
+the cost of a stage is the difference to the stage before.
 """
 
 import argparse
@@ -67,11 +67,11 @@ WHOLE = "+ RandomErasing = all"
 SHOWN = "{data:6} {size} x{copies} {stage:26}{impl:42}{cpu_ms:>6} CPU ms"
 DISTINCT = 128  # images; the others are further names of them
 Measured = dict[str, list[float]]
-"""CPU ms an image of each loader, one a round."""
+"""The CPU milliseconds for an image in each round, by loader."""
 
 
 class Processes:
-    """The loaders' processes, each started when it is first asked for; ended by `close`."""
+    """The loaders' processes, each started when it is first used; `close` ends them."""
 
     def __init__(self, pillow_simd: Path | None) -> None:
         self._paths = {SIMD: (pillow_simd,)} if pillow_simd else {}
@@ -122,8 +122,8 @@ def rows_of(case: Case, stage: str, found: Measured) -> list[Row]:
 
 
 def table(found: dict[Case, Measured]) -> str:
-    """Return the CPU time of every loader divided by that of `OURS`, in markdown, a case a row; a
-    cell is empty where a loader was not measured."""
+    """Return a table in Markdown, one row a case: the CPU time of every loader divided by that of
+    `OURS`; a cell is empty if a loader was not measured."""
     present = set().union(*found.values()) - {OURS}
     peers = [name for name in LOADERS if name in present]
     lines = [["images", *peers], ["---"] * (1 + len(peers))]
@@ -139,7 +139,7 @@ def _cell(found: Measured, peer: str) -> str:
 
 
 def loaders_of(case: Case, pillow_simd: Path | None) -> dict[str, str]:
-    """Return the loaders that a case is measured with; one copy is always decoded once."""
+    """Return the loaders of a case; with one copy, all decode an image once."""
     absent = {SIMD} if pillow_simd is None else set()
     absent |= {ONCE} if case.copies == 1 else set()
     return {name: start for name, start in LOADERS.items() if name not in absent}
@@ -160,7 +160,7 @@ def compare_cases(
 
 
 def compare_stages(processes: Processes, case: Case, args: argparse.Namespace) -> list[Row]:
-    """Measure the parts of the path, of the first case."""
+    """Measure the stages of the path, for the first case."""
     rows: list[Row] = []
     for stage, (loaders, fields) in STAGES.items():
         loaders = loaders or {name: LOADERS[name] for name in PARTS}
@@ -206,7 +206,7 @@ def parse_args() -> argparse.Namespace:
 
 def cases_of(args: argparse.Namespace, root: Path) -> list[Case]:
     """Write the images that a measurement needs to `root`; return the cases."""
-    # no epoch ends within the rounds: there a loader's queues are empty
+    # no epoch ends within the rounds: at its end a loader's queues are empty
     links = -(-(args.rounds * (args.images + BATCH) + 8 * BATCH) // DISTINCT)
     write_images(root, DISTINCT, links)
     if "tars" in args.data:

@@ -3,10 +3,10 @@ interpreter's lock.
 
 python -m benchmarks.bench_planning [-o results.csv]
 
-us_per_sample: CPU time of sampling the parameters and packing them (DeiT's recipe, DropPath masks
-of 12 blocks), by micro-batch. digest_us: the part of it for the hash of the parameters. lock_pct:
-CPU time of the Python thread, calls of DALI included, in percent of the time in which two DALI
-threads make the batch: an upper bound of the share in which the lock is held.
+us_per_sample: CPU time of drawing the parameters and writing them to arrays (DeiT's recipe,
+DropPath masks of 12 blocks), by micro-batch. digest_us: the time of it for the hash of the
+parameters. lock_pct: CPU time of the Python thread, with its calls of DALI, in percent of the time
+in which two DALI threads make the batch: an upper bound of the share in which the lock is held.
 """
 
 import tempfile
@@ -45,7 +45,7 @@ def loader(index: Index, micro_batch: int) -> TrainLoader:
 
 
 def planning_us(index: Index, micro_batch: int) -> float:
-    """Measure CPU microseconds a sample for planning the loader's micro-batches in order."""
+    """Return the CPU microseconds a sample for planning the loader's micro-batches in order."""
     train_loader = loader(index, micro_batch)
     per_epoch = train_loader.steps_per_epoch
     train_loader.plan_batch(0)
@@ -58,7 +58,7 @@ def planning_us(index: Index, micro_batch: int) -> float:
 
 
 def digest_us(index: Index, micro_batch: int) -> float:
-    """Measure CPU microseconds a sample for the hash of its planned parameters."""
+    """Return the CPU microseconds a sample for the hash of its planned parameters."""
     plan = Plan(PlanSpec(), index.sizes)
     ordinals = np.arange(4096)
     draws = plan.draw(0, ordinals)
@@ -73,7 +73,7 @@ def digest_us(index: Index, micro_batch: int) -> float:
 
 
 def lock_pct(index: Index, micro_batch: int) -> float:
-    """Measure the percentage of time in which the Python thread runs on a core."""
+    """Return the percentage of the time in which the Python thread runs on a core."""
     train_loader = loader(index, micro_batch)
     batches = (batch for epoch in range(2**20) for batch in train_loader.epoch(epoch))
     for _ in range(4):

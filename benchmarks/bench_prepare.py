@@ -3,8 +3,8 @@ published.
 
 python -m benchmarks.bench_prepare [--images 512] [--rounds 3] [-o FILE.csv]
 
-500 x 375 JPEG files of 1/f noise, read from the page cache by one thread, and written to a folder
-for temporary files. The median of rounds in which the forms alternate.
+The images are 500 x 375 JPEG files of 1/f noise, read from the page cache by one thread, and
+written to a folder for temporary files. A row is the median of rounds in which the forms alternate.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from fastdeit.data.packing.encode import Encoding
 from fastdeit.data.packing.job import Packing, ShardSize
 from fastdeit.data.packing.pack import pack
 
-DISTINCT = 128  # images; the others are further names of them
+DISTINCT = 128  # images; the other files are further names of these
 COPY = Encoding(copy=True)
 SHARDS = ShardSize(images=1000)
-trial.IMAGES = 4  # of a million images its share is nothing
+trial.IMAGES = 4  # for a million images the trial takes a negligible share of the time
 
 
 def write_parquet(folder: Path, images: Path) -> None:
@@ -59,7 +59,7 @@ def write_packed(root: Path, output: Path, encoding: Encoding) -> None:
 
 
 def list_works(root: Path) -> dict[tuple[str, str], Callable[[], None]]:
-    """Return what is measured, by form and work."""
+    """Return the functions to measure, by form of the data set and work."""
     works: dict[tuple[str, str], Callable[[], None]] = {}
     out = root / "out"
     for form in ("image files", "shards", "Parquet files"):

@@ -1,10 +1,10 @@
-"""CPU time and bytes of the page of a run, of its log alone.
+"""CPU time and bytes of the page of a run that has only a log.
 
 python -m benchmarks.bench_report [--out FOLDER] [--rounds 3]
 
-Logs as a run writes them, with random numbers: `short` of 1,620 steps, `imagenet` of 375,000 (300
-epochs at batch 1024), each with 300 evaluations. in_json: the median divided by that of parsing the
-lines of the log with `json`, which every reader has at least; rounds alternate.
+The logs are as a run writes them, with random numbers: `short` of 1,620 steps, `imagenet` of
+375,000 (300 epochs at batch 1024), each with 300 evaluations. in_json: the median divided by that
+of parsing the lines of the log with `json`, which every reader needs at least; rounds alternate.
 
   read     `read_run`: the record
   page     `render_page`: curves, tables, HTML with plotly's script
@@ -41,7 +41,7 @@ _SCORES = [
 
 
 def write_log(folder: Path, steps: int) -> None:
-    """Write metrics.jsonl of a run of so many steps."""
+    """Write metrics.jsonl of a run of `steps` steps."""
     draw = random.Random(0).random
     every = max(steps // _LINE // _EVALUATIONS, 1)
     with (folder / "metrics.jsonl").open("w") as file:

@@ -3,11 +3,11 @@ against the exact backend's function and PIL on the CPU.
 
 python -m benchmarks.bench_resize [--out FOLDER]
 
-Every implementation resizes the planned crops of DeiT's RandomResizedCrop. Images are as large as
-ImageNet's mean, 375 x 500 pixels, and lie in one buffer. torch's function resizes in single
+Every implementation resizes the planned crops of DeiT's RandomResizedCrop. Images have the mean
+size of ImageNet's, 375 x 500 pixels, and are in one buffer. torch's function resizes in single
 precision, as torchvision's v2 does on a GPU, so its pixels differ from those of PIL. The exact
 backend's function and PIL run on one core, on fewer images. pct_of_copy counts the bytes of the
-crops and of the result, once. `predict` estimates the time on an H100 and is printed.
+crops and of the result, once. The estimate of `predict` for an H100 is printed.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,31 +25,31 @@ from fastdeit.plan.spec import PlanSpec
 
 SHAPES = {"cuda": [(256, 224), (1024, 224), (256, 384)], "cpu": [(32, 224)]}
 STORED = (375, 500)
-"""Height and width of every image, the mean of ImageNet."""
+"""The height and width of every image, the mean of ImageNet."""
 ON_ONE_CORE = 32
-"""Images on one CPU core, and of the reference."""
+"""The number of images on one CPU core, and of the reference."""
 ONE_BY_ONE = 256
-"""Largest batch for torch, which is called crop by crop."""
-
+"""The largest batch for torch, which is called crop by crop."""
 FIRST_CLOCKS = 55 / 128 / 12
-"""Clocks of an SM for one input of a byte in the first pass: its loop issues 55 instructions for 12
-of them, 128 threads a clock. Its 13 loads, 32 threads a clock, take about as long."""
+"""The clocks of an SM for one input byte in the first pass: its loop has 55 instructions for 12
+inputs, and a clock issues those of 128 threads. Its 13 loads, of 32 threads a clock, take about as
+long."""
 SECOND_CLOCKS = 52 / 128 / 16
-"""The same in the second pass: 52 instructions for 16 of them."""
+"""The same for the second pass: 52 instructions for 16 inputs."""
 
 Runs = dict[str, Callable[[], torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images in one buffer, and what `resize` takes of it."""
+    """Images in one buffer, and the arguments of `resize` for it."""
 
     packed: torch.Tensor
     crops: Crops
     size: int
 
     def first(self, count: int) -> "Inputs":
-        """Return the same for the first crops."""
+        """Return the inputs of the first `count` crops."""
         start, stride, shape, window, flip = (tensor[:count] for tensor in self.crops)
         return Inputs(self.packed, (start, stride, shape, window, flip), self.size)
 
@@ -109,7 +109,7 @@ def bytes_of(inputs: Inputs) -> tuple[int, int]:
 
 
 def predict(inputs: Inputs) -> tuple[float, float]:
-    """Return an estimate of the microseconds a crop takes on an H100, of its bytes and of its
+    """Return the estimated microseconds for a crop on an H100, of its bytes and of its
     instructions; the sum of both is the worst case."""
     height, width = inputs.crops[2].double().unbind(1)
     down, across = (4 * (side / inputs.size).clamp(min=1) for side in (height, width))

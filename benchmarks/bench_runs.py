@@ -33,10 +33,10 @@ from fastdeit.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 END_TO_END = {"native-mixed": 2, "exact-cpu": 1, "exact-cpu-gpu": 1, "native-hardware": 1}
-"""Backend and decoder of DeiT-S's data, `gpu` if the exact backend augments there, and how often
-its command is started."""
+"""The number of starts of a run of DeiT-S, by its name: backend and decoder, and `gpu` if the exact
+backend augments there."""
 WARM_UP = 2
-"""Lines of a start that are excluded from images_per_s."""
+"""The number of lines of a start that are excluded from images_per_s."""
 SETTINGS = ("augment_backend", "decoder", "precision", "zero_stage")
 COLUMNS = (
     *("run", "start", "exit_code", "seconds", "from_step", "to_step", "loss", "top1"),
@@ -47,11 +47,11 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the runs, which on a CPU only show that they pass."""
+    """The sizes of the runs; on a CPU they only show that the runs pass."""
 
     digits: str
     stop: int
-    """Steps of `digits` before its stop."""
+    """The steps of `digits` before its stop."""
     stage_steps: int
     files: int
     links: int
@@ -82,7 +82,7 @@ SIZES = {
 def runs(folder: Path, device: torch.device) -> dict[str, list[str]]:
     """Return the flags of each start, by the name of the run.
 
-    On a CPU all decode and augment there, whatever the name.
+    On a CPU all runs decode and augment on the CPU, whatever the name is.
     """
     sizes = SIZES[device.type]
     data = f"--data-path {folder}/data/digits"
@@ -143,7 +143,7 @@ def launch(flags: str, folder: Path, device: torch.device) -> int:
 
 
 def last(lines: Sequence[dict[str, Any]], name: str) -> float:
-    """Return the newest value of that name, NaN if there is none."""
+    """Return the newest value of this name, or NaN."""
     return next((line[name] for line in reversed(lines) if name in line), math.nan)
 
 
@@ -167,7 +167,7 @@ def outcome(folder: RunFolder) -> dict[str, Any]:
 
 
 def fault_of(row: dict[str, Any], before: int) -> str:
-    """Return what is wrong with a start that should have resumed from step `before`, or ""."""
+    """Return the fault of a start that should have resumed from step `before`, or ""."""
     if row["exit_code"]:
         return f"ended with {row['exit_code']}"
     if row["from_step"] != before:
@@ -180,8 +180,7 @@ def fault_of(row: dict[str, Any], before: int) -> str:
 def start_all(
     name: str, flags: Sequence[str], folder: Path, out: Path, device: torch.device
 ) -> str:
-    """Run each start and append its row at once; return what is wrong with the first bad one, or
-    ""."""
+    """Run each start and append its row at once; return the fault of the first bad one, or ""."""
     stamp = harness.environment(device)
     before = 0
     for number, start in enumerate(flags, 1):

@@ -3,12 +3,13 @@
 python -m benchmarks.bench_scaling [-o FILE]
 
 Each process trains with its own batch (weak scaling) under torchrun, with one thread. cpu_ms is the
-CPU time of a process for a step, median; efficiency that of one process divided by it, so 1 means
-that the others cost nothing. The processes wait in sleep, and share the machine's caches.
+CPU time of a process for a step, median; efficiency is that of one process divided by it, so 1
+means that the others cost nothing. The processes sleep while they wait, and share the machine's
+caches.
 
-The estimate has no GPU behind it: the kernels' time by fastdeit/estimate/roofline.py, and what the
-links of an H100 add by step.py beside it. `hidden`: the gradient in pieces, as --overlap-reduce
-auto would cut it, while the backward pass, two thirds of the kernels' time, still runs.
+No GPU has confirmed the estimate: the kernels' time is that of fastdeit/estimate/roofline.py, and
+the time of an H100's links that of step.py beside it. `hidden`: the gradient is reduced in pieces,
+as --overlap-reduce auto would divide it, during the backward pass, two thirds of the kernels' time.
 """
 
 import json
@@ -32,7 +33,7 @@ from fastdeit.training.zero.links import Links
 PARAMETERS = {"tiny": 5.9e6, "small": 22.4e6, "base": 87.3e6}
 GPUS = (1, 8, 16, 64, 256, 1024)
 BATCH = 128
-"""Of a GPU."""
+"""The batch of a GPU."""
 MEASURED = ("toy", "tiny")
 STEPS = 8
 WARM_UP = 2
@@ -58,7 +59,7 @@ def measure_rank(student: str) -> None:
 
 
 def run_ranks(student: str, ranks: int) -> float:
-    """Return the CPU milliseconds of a step on so many processes."""
+    """Return the CPU milliseconds of a step on `ranks` processes."""
     launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command = [sys.executable, "-m", *launcher, "-m", "benchmarks.bench_scaling", "--of", student]
     kept = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -69,7 +70,7 @@ def run_ranks(student: str, ranks: int) -> float:
 
 
 def measure() -> list[harness.Row]:
-    """Return the rows of one and of two processes, each student's in turn."""
+    """Return the rows of one and of two processes, for each student."""
     rows: list[harness.Row] = []
     for student in MEASURED:
         alone = run_ranks(student, 1)

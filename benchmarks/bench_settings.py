@@ -1,9 +1,9 @@
 """Speed of our loader by backend, decoder, threads and prefetch depth: images/s of whole batches
-and CPU ms an image.
+and CPU ms for an image.
 
 python -m benchmarks.bench_settings [-o results.csv] [--threads 16]
 
-On a GPU every backend and decoder that runs there, else those of the CPU. The defaults in
+On a GPU every backend and decoder that it has is measured, else those of the CPU. The defaults in
 fastdeit/config/schema/ follow from these figures.
 """
 
@@ -49,7 +49,7 @@ def settings(device: str, threads: Sequence[int], prefetch: Sequence[int]) -> li
 
 
 def measure(index: Index, options: PipelineOptions, batch: int, images: int) -> dict[str, str]:
-    """Measure images/s and CPU ms an image over `images`, after four batches."""
+    """Return images/s and CPU ms for an image over `images`, after four batches."""
     loader = TrainLoader(
         index, Plan(PlanSpec(repeats=1), index.sizes), options, batch_size=batch, micro_batch=batch
     )

@@ -2,9 +2,9 @@
 
 python -m benchmarks.bench_startup [--out FOLDER] [--rounds 3]
 
-Each command is a process of its own, whose CPU seconds with all of its children are counted; rounds
-alternate. in_torch: the median divided by that of `python -c "import torch"` in the same run, which
-is what every such command has at least. A first round is not counted: it compiles and stores.
+Each command is a separate process, whose CPU seconds include all of its children; rounds alternate.
+in_torch: the median divided by that of `python -c "import torch"` in the same run, which every such
+command needs at least. A first round, which compiles and stores, is not counted.
 
   torch       python -c "import torch"
   help        fastdeit train --help

@@ -4,7 +4,7 @@ and compiled.
 python -m benchmarks.bench_step [--out FOLDER] [--seconds 240]
 
 It is not the trainer's step: it has no DeepSpeed, no mixing, no EMA, no schedule, no guard against
-NaN. Those are in `benchmarks.bench_engine`; the difference between the two figures is their cost.
+NaN. `benchmarks.bench_engine` has these; the difference of the two figures is their cost.
 Images are mixed already, on the device and the same in every step, and hard labels come from a
 table, so neither a loader nor a teacher takes part. Ours: bf16 weights with fp32 masters, patches
 as input, one launch for the loss. timm: fp32 weights under autocast, as its users train, the two
@@ -32,7 +32,7 @@ from fastdeit.models.student import build_student
 from fastdeit.training.losses import DistillationLoss
 
 GFLOP = {"tiny": 7.51, "small": 27.63, "base": 105.7}
-"""GFLOP of training on one image, 6 a multiply-add, for every implementation here."""
+"""The GFLOP of training on one image, 6 for a multiply-add, for every implementation here."""
 CASES = {
     "cuda": [
         ("small", 256),
@@ -47,15 +47,16 @@ CASES = {
     ],
     "cpu": [("tiny", 2)],
 }
-"""The most important first: cases that would start after the time limit are skipped."""
+"""The cases of each device, the most important first: those that would start after the time limit
+are skipped."""
 FIRST = 3
-"""In this many cases ours and the strongest peer are measured before everything else."""
+"""The number of cases in which ours and the strongest peer are measured before everything else."""
 BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 Step = Callable[[], object]
 
 
 class MasterAdamW:
-    """AdamW on fp32 masters of bf16 weights, as ZeRO keeps them, on one device."""
+    """AdamW on fp32 masters of bf16 weights, as in ZeRO, on one device."""
 
     def __init__(self, model: nn.Module) -> None:
         self.weights: list[torch.Tensor] = list(model.parameters())
@@ -147,7 +148,7 @@ IMPLEMENTATIONS: dict[str, Callable[[str, Batch], Step]] = {
         name, inputs, compiled=False, backend="reference"
     ),
 }
-"""Builders of a step, by the name in the column `impl`."""
+"""The builders of a step, by the name in the column `impl`."""
 
 
 def schedule(device: torch.device) -> Iterator[tuple[str, int, str]]:
@@ -155,7 +156,7 @@ def schedule(device: torch.device) -> Iterator[tuple[str, int, str]]:
     cases = CASES[device.type]
     impls = list(IMPLEMENTATIONS)
     if device.type != "cuda":
-        # compilation for the CPU takes minutes and shows nothing about a GPU
+        # compiling for the CPU takes minutes and shows nothing about a GPU
         impls = [impl for impl in impls if "compiled" not in impl]
     leading = [(*case, impl) for case in cases[:FIRST] for impl in impls[:2]]
     yield from leading
@@ -185,7 +186,8 @@ def measure(
 
 
 def with_mfu(row: harness.Row, name: str, device: torch.device) -> harness.Row:
-    """Print TFLOP/s, on a GPU also in percent of an H100's 989; empty the columns of bandwidth.
+    """Print TFLOP/s, on a GPU also in percent of an H100's 989; return the row with the columns of
+    bandwidth empty.
 
     A step has no least number of bytes.
     """

@@ -57,18 +57,19 @@ FLAGS = {
 }
 TEACHERS = {"cpu": "regnety_002", "cuda": "regnety_160"}
 LINKS = {"cpu": 8, "cuda": 64}
-"""Names of each of 64 images."""
+"""The number of names of each of 64 images."""
 EPOCHS = 4
-"""Recorded epochs: more chunks than are kept in memory; the samples repeat after them."""
+"""The number of recorded epochs, which have more chunks than the memory of the cache; then the
+samples repeat."""
 WARM_UP = 3
 STEPS = 16
-"""Steps of a round before the timed ones, and timed steps."""
+"""The number of timed steps in a round, and of the steps before them."""
 COLUMNS = (
     *("images_per_s", "cpu_ms_per_image", "speed_pct", "cpu_speed_pct", "bytes_per_step"),
     *("open_s", "lookup_ms", "new_chunk_ms"),
 )
-"""speed_pct: percent of the speed without a teacher; cpu_speed_pct: the same by CPU time;
-new_chunk_ms: a look-up that reads and verifies a chunk."""
+"""The columns. speed_pct: percent of the speed without a teacher; cpu_speed_pct: the same by CPU
+time; new_chunk_ms: the time of a look-up that reads and verifies a chunk."""
 
 
 class Counting(Cache):
@@ -83,7 +84,7 @@ class Counting(Cache):
 
 
 class Table(CachedTeacher):
-    """A teacher cache in memory: training at the cost of no teacher."""
+    """A teacher cache in memory, with which training costs as much as without a teacher."""
 
     def records(
         self, epoch: int, ordinals: np.ndarray, labels: np.ndarray, lam: np.ndarray, version: int
@@ -93,7 +94,7 @@ class Table(CachedTeacher):
 
 @dataclass
 class Variant:
-    """One way to train, and the seconds and CPU seconds an image of each round."""
+    """One way to train, with the seconds and the CPU seconds for an image in each round."""
 
     name: str
     trainer: Trainer
@@ -139,6 +140,7 @@ class Setup:
         cached_teacher: CachedTeacher | None,
         teacher: Callable[[torch.Tensor], torch.Tensor] | None,
     ) -> Variant:
+        """Return a way to train, with its own student and loader."""
         model, _ = build_model(self.config, self.index.classes)
         rates: Any = model.drop_path_rates
         loader = build_train_loader(
@@ -160,7 +162,7 @@ class Setup:
         yield self.variant("no teacher", Table(self.cache, "error", self.plan.images), None)
         yield self.variant("recorded", CachedTeacher(self.cache, "error", self.plan.images), None)
         yield self.variant("live", None, self.teacher)
-        if self.world.device.type == "cuda":  # compilation for a CPU takes minutes
+        if self.world.device.type == "cuda":  # compiling for a CPU takes minutes
             compiled = torch.compile(lambda images: self.teacher(images))
             yield self.variant("live, compiled", None, compiled)
 
@@ -199,7 +201,7 @@ def record_cache(flags: list[str], folder: Path) -> tuple[Job, float]:
 def check_agreement(setup: Setup) -> None:
     """Raise AssertionError unless the recorded classes of a batch are those of the live teacher.
 
-    In bf16 on a GPU 98 % must be equal, in fp32 on a CPU all.
+    In bf16 on a GPU 98 % must be equal, in fp32 on a CPU all of them.
     """
     loader = build_train_loader(
         setup.config,

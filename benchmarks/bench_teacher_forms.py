@@ -1,12 +1,13 @@
-"""Time of a teacher's forward pass in each form: as its file has it, with its batch norms folded,
+"""Time of a teacher's forward pass in each form: the form of its file, with its batch norms folded,
 compiled, and on a GPU with cuDNN's choice of algorithms.
 
 python -m benchmarks.bench_teacher_forms [--out DIR] [--cases N] [--forms N]
 
-The teachers have random weights and batch statistics. First each form must decide as the file does
-in fp32. Then all forms alternate over several rounds: `speed` is the median of each round's ratio
-to the file's form, by the time of the GPU, or by CPU time where there is none. `images_per_s`
-counts the same seconds, `compile_s` those of the first call. Rows go to DEVICE-teacher-forms.csv.
+The teachers have random weights and batch statistics. First the decisions of each form must be
+those of the file's form in fp32. Then all forms alternate over several rounds: `speed` is the
+median of each round's ratio to the file's form, by the time of the GPU, or by CPU time without a
+GPU. `images_per_s` has the same seconds, `compile_s` those of the first call. Rows are appended to
+DEVICE-teacher-forms.csv.
 """
 
 import itertools
@@ -35,12 +36,12 @@ CASES = {
     "cpu": [("regnety_002", 224, 16), ("resnet50", 224, 8), ("test_resnet", 32, 32)],
     "cuda": [("regnety_160", 224, 128), ("regnety_160", 224, 256), ("resnet50", 224, 128)],
 }
-"""Teacher, side of the images in pixels, and images at once."""
+"""The teacher, the side of the images in pixels, and the images at once."""
 COLUMNS = ("images_per_s", "speed", "compile_s", "agreement")
 
 
 class Form(NamedTuple):
-    """A form of a teacher; folds: with its batch norms folded."""
+    """A form of a teacher; folds: whether its batch norms are folded."""
 
     name: str
     folds: bool
@@ -60,7 +61,7 @@ FORMS = {
         Form("folded, compiled", True, Execution(compiled=True)),
     ],
 }
-"""The first is what the others are compared with."""
+"""The forms; the others are compared with the first."""
 
 
 def make_network(name: str) -> nn.Module:
@@ -97,7 +98,7 @@ def _keep_norms() -> Iterator[None]:
 
 
 def clock(run: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of a call: of the GPU, or of the CPU's cores."""
+    """Return the seconds of a call on the GPU, or its CPU seconds."""
     if device.type == "cuda":
         return harness.quantiles_ms(run, device)[1] / 1e3
     start = time.process_time()
@@ -119,7 +120,7 @@ def measure(
 
 
 def agreement(logits: torch.Tensor, exact: torch.Tensor) -> float:
-    """Return the share of equal decisions. Raise AssertionError if it is below 90 %."""
+    """Return the share of equal decisions. Raises AssertionError if it is below 90 %."""
     share = (logits.argmax(1) == exact.argmax(1)).float().mean().item()
     if share < 0.9:
         raise AssertionError(f"equal decisions must be at least 90 % (got {share:.1%})")
@@ -129,6 +130,7 @@ def agreement(logits: torch.Tensor, exact: torch.Tensor) -> float:
 def bench(
     name: str, size: int, batch: int, device: torch.device, forms: list[Form]
 ) -> list[harness.Row]:
+    """Compare the decisions of the forms, then return the rows of one teacher."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     images = torch.randn(batch, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)

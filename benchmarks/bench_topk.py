@@ -39,7 +39,7 @@ COLUMNS = (
 
 
 def record_logits(config: Config, classes: int, samples: int) -> torch.Tensor:
-    """Return the live teacher's logits (samples, classes) fp32."""
+    """Return the live teacher's logits, fp32 (samples, classes)."""
     world = init_distributed()
     index = build_train_index(config)
     plan = build_plan(config, index.sizes)

@@ -2,17 +2,18 @@
 
 python -m benchmarks.bench_train [--out FOLDER] [--seconds 150] [--rounds 3]
 
-The trainer's own loader and step: planning, DropPath's bits, digests, records of a teacher, DALI,
-mixing, student, loss, backward, update, EMA. The three rates take turns, both together once with
-`--read-ahead off` and once with `on`; a row is the median of the rounds, after as many batches as
-the queues hold. host_ms is the CPU time of all threads of the process a step, which other programs
-on the machine change less than images/s. The printed line names the bottleneck: "the loader" or
-"the step" if both together are within a tenth of the slower one, else that they share the CPU.
+The loader and the step are those of the trainer: planning, DropPath's bits, digests, records of a
+teacher, DALI, mixing, student, loss, backward, update, EMA. The three rates are measured in turns,
+both together once with `--read-ahead off` and once with `on`; a row is the median of the rounds,
+after as many batches as the queues hold. host_ms is the CPU time of all threads of the process for
+a step, which other programs on the machine change less than images/s. The printed line names the
+bottleneck: "the loader" or "the step" if both together are within a tenth of the slower one, else
+that they share the CPU.
 
-Rows of the mode "between steps" are about the thread that trains, at other batch sizes, beside a
-step that is some small torch calls and a pause: ms is what it waits for a batch, host_ms its CPU
-time a step, calls included. impl "cached" has no loader. Those of the mode "calls" are the time of
-the calls, which a loader in a thread delays while it holds Python's lock.
+Rows of the mode "between steps" are about the thread that trains, at other batch sizes, with a step
+of some small torch calls and a pause: ms is its wait for a batch, host_ms its CPU time for a step,
+calls included. impl "cached" has no loader. Rows of the mode "calls" have the time of the calls,
+which a loader in a thread delays while it holds Python's lock.
 """
 
 import argparse
@@ -45,19 +46,20 @@ CASES = {
     "cuda": [("small", 128), ("small", 256), ("small", 1024)],
     "cpu": [("toy", 64), ("tiny", 4)],
 }
-"""Student and batch, the most important first."""
+"""The student and the batch of each case, the most important first."""
 MEASURED = {"cuda": 30, "cpu": 8}
-"""Batches of a measurement."""
+"""The number of batches in a measurement."""
 FILLED = 4
-"""Batches at the start of a measurement that the queues already hold: they are not counted."""
+"""The number of batches at the start of a measurement that the queues already hold, which are not
+counted."""
 GAP_BATCHES = (128, 256, 1024)
 CALLS = 300
-"""Small torch calls of a step between two batches."""
+"""The number of small torch calls in a step between two batches."""
 PAUSE_S = 200e-6
-"""Pause of such a step for an image: DALI has the batch ready after it."""
+"""The pause of such a step for each image, after which DALI has the batch ready."""
 NEAR = 0.9
 SIZES = ("small", "large")
-"""Folders of images for a toy, and for 224 px."""
+"""The folders of images for a toy, and for 224 px."""
 ALONE = ("loader alone", "step alone")
 THREAD = {"off": False, "on": True}
 Batches = Iterator[Batch]
@@ -71,7 +73,7 @@ class HardRecords:
     def records(
         self, epoch: int, ordinals: np.ndarray, labels: np.ndarray, lam: np.ndarray, version: int
     ) -> np.ndarray:
-        """Return uint8 (B, record bytes)."""
+        """Return the records, uint8 (B, record bytes)."""
         classes = (ordinals % CLASSES).astype(MANIFEST.record)
         return classes.view(np.uint8).reshape(len(ordinals), -1)
 
@@ -79,7 +81,7 @@ class HardRecords:
 def make_loader(
     index: Index, world: World, size: int, batch: int, *, thread: bool, side_of_gap: bool = False
 ) -> TrainLoader:
-    """Return the loader of the recipe `deit`; side_of_gap: DALI has one thread."""
+    """Return the loader of the recipe `deit`; side_of_gap: whether DALI has one thread."""
     options = choose_options(
         world,
         mean=MEAN,
@@ -103,15 +105,16 @@ def endless(loader: TrainLoader) -> Batches:
 
 
 class Rate(NamedTuple):
-    """Speed of a step."""
+    """The speed of a step."""
 
     images_per_s: float
     host_ms: float
-    """CPU time of the process a step."""
+    """The CPU time of the process for a step."""
 
 
 def measure_rate(step: Callable[[], object], images: int, device: torch.device) -> Rate:
-    """Return the speed of a step that takes or makes `images`, after the queues are used up."""
+    """Return the speed of a step that uses or makes `images` images, after the batches in the
+    queues."""
     for _ in range(FILLED):
         step()
     _wait_for(device)
@@ -162,14 +165,15 @@ def _train_next(train_step: Callable[[list[Batch]], object], batches: Batches) -
 
 
 def name_bottleneck(loader: float, step: float, both: float) -> str:
-    """Return what limits a run whose parts have these rates alone and together."""
+    """Return a text that names the bottleneck, from the rates in images/s of the loader alone, the
+    step alone and both together."""
     if both < NEAR * min(loader, step):
         return "both share the CPU"
     return "the loader" if loader < step else "the step"
 
 
 class Gap(NamedTuple):
-    """Times of the training thread over some steps, a value each, in ms."""
+    """The times of the training thread in some steps, in ms, one value for each step."""
 
     waits: list[float]
     calls: list[float]
@@ -177,7 +181,7 @@ class Gap(NamedTuple):
 
 
 def measure_gap(take: Callable[[], object], batch: int, steps: int) -> Gap:
-    """Return the times of a synthetic step beside what `take` gets its batches from."""
+    """Return the times of synthetic steps whose batches come from `take`."""
     small = torch.zeros(16)
     gap = Gap([], [], [])
     for number in range(FILLED + steps):
@@ -195,7 +199,7 @@ def measure_gap(take: Callable[[], object], batch: int, steps: int) -> Gap:
 
 
 def measure_gaps(batch: int, index: Index, world: World, rounds: int) -> dict[str, Gap]:
-    """Return the times by where the batch comes from, of alternating rounds."""
+    """Return the times, by the source of the batches, of alternating rounds."""
     steps = max(8, 2048 // batch)
     with ExitStack() as stack:
         takes: dict[str, Callable[[], object]] = {"cached": lambda: None}
@@ -256,6 +260,7 @@ def gap_rows(batch: int, index: Index, world: World, rounds: int) -> list[harnes
 
 
 def measure_all(args: argparse.Namespace, world: World, folder: Path) -> list[harness.Row]:
+    """Measure every case until the time limit, and return all rows; folder: for the images."""
     write_images(folder / "large", 32, links=64)
     write_images(folder / "small", 16, links=400, size=(64, 48))
     small, large = (build_index(folder / name, "train", check="headers") for name in SIZES)

@@ -3,10 +3,17 @@ to the GPU.
 
 python -m benchmarks.bench_windows [--images 256] [-o benchmarks/results/cpu-windows.csv]
 
+<<<<<<< HEAD
 With `gpu` the host decodes the windows and copies them into one buffer; with `cpu` it does all, up
 to the finished images. Both are measured on the CPU in one process, in turn, in CPU time; the
 kernels are not run (docs/kernels.md has an estimate of their time). Writes a row for each recipe,
 and docs/augmentation.md has them as a table (`python -m benchmarks.tables`).
+=======
+With `gpu` the host decodes the windows and copies them into one buffer; with `cpu` it does
+everything, up to the finished images. Both are measured on the CPU in one process, in turn, in CPU
+time; the kernels are not run (docs/kernels.md has an estimate of their time). Prints a Markdown
+table.
+>>>>>>> main
 """
 
 import itertools
@@ -35,7 +42,7 @@ from fastdeit.plan.spec import PlanSpec
 
 BATCH, ROUNDS = 64, 3
 TABLE_BYTES = 17 * 8
-"""A sample's row of the table that `resize` copies to the GPU."""
+"""The bytes of a sample's row in the table that `resize` copies to the GPU."""
 SPECS = {
     "deit, 1 copy": PlanSpec(repeats=1),
     "deit, 2 copies": PlanSpec(repeats=2),
@@ -61,7 +68,7 @@ def endless(loader: TrainLoader) -> Iterator[Any]:
 
 
 def decode(index: Index, spec: PlanSpec) -> Iterator[tuple[torch.Tensor, Any]]:
-    """Yield buffers of decoded windows, and what was planned for them."""
+    """Yield buffers of decoded windows, each with the planned micro-batch."""
     loader = make_loader(index, spec, uses_kernels=True)
     stream = Stream(
         index,
@@ -78,13 +85,18 @@ def _take(decoded: Any, planned: Any) -> torch.Tensor:
 
 
 def bytes_sent(packed: torch.Tensor, planned: Any) -> float:
-    """Return the bytes a sample that the kernels are sent."""
+    """Return the bytes that are sent to the kernels for a sample."""
     rows = sum(array.nbytes for array in planned.arrays)
     return (packed.numel() + rows) / BATCH + TABLE_BYTES
 
 
+<<<<<<< HEAD
 def compare(name: str, spec: PlanSpec, index: Index, images: int) -> Row:
     """Measure both forms in alternating rounds; return and print a row."""
+=======
+def row_of(name: str, spec: PlanSpec, index: Index, images: int) -> str:
+    """Return a row of the table in Markdown: CPU ms of both, their ratio, and kB to the GPU."""
+>>>>>>> main
     whole = endless(make_loader(index, spec, uses_kernels=False))
     windows = decode(index, spec)
     samples = [(batch.ordinals for batch in whole), (planned.ordinals for _, planned in windows)]

@@ -13,10 +13,10 @@ Then:
 
     python -m benchmarks.compare_steps compare FOLDER OTHER
 
-The student, the batches and the settings are those of tests/support/tiny_student.py. FOLDER gets
-steps.json: for each form the losses, and a SHA-256 of weights, moments and EMA after thirty steps
-and after three more. Compare on one machine: another processor may round differently. The exit code
-is 1 if a form differs.
+The student, the batches and the settings are those of tests/support/tiny_student.py. `record`
+writes FOLDER/steps.json: for each form the losses, and a SHA-256 of weights, moments and EMA after
+thirty steps and after three more. Compare on one machine, as another processor may round
+differently. The exit code is 1 if a form differs.
 """
 
 import argparse
@@ -43,9 +43,9 @@ from tests.support.tiny_student import BATCH, configure, make_trainer, run_steps
 
 STEPS = 30
 MORE = 3
-"""Steps of a recording, and steps after its checkpoint."""
+"""The number of steps after a recording's checkpoint."""
 PRECISIONS = (("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 2), ("bf16", 3))
-"""Precision and ZeRO stage; in bf16 stage 1 runs as 2."""
+"""The precision and the ZeRO stage of each form; in bf16 stage 1 runs as 2."""
 OPTIONS: tuple[tuple[int, dict[str, Any]], ...] = (
     (1, {}),
     (1, {"clip_grad": 0.5}),
@@ -53,7 +53,7 @@ OPTIONS: tuple[tuple[int, dict[str, Any]], ...] = (
     (2, {}),
     (4, {"clip_grad": 0.5}),
 )
-"""Micro-batches of a step, and changed fields of the config."""
+"""The micro-batches of a step, and the changed fields of the config, by form."""
 
 
 def forms(world_size: int) -> Iterator[tuple[str, int, dict[str, Any]]]:

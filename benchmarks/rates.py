@@ -1,9 +1,9 @@
-"""The measured rates that `fastdeit estimate` uses, out of the rows of the result files.
+"""The measured rates that `fastdeit estimate` uses, from the rows of the result files.
 
 python -m benchmarks.rates
 
 Writes fastdeit/estimate/rates.json, which an installed package has in place of the rows.
-tests/benchmarks/test_rates.py fails where it has other values than they.
+tests/benchmarks/test_rates.py fails if its values are not those of the rows.
 """
 
 import json
@@ -34,8 +34,8 @@ def cite(name: str, row: Row) -> str:
 
 
 def collect_loaders() -> Iterator[Rate]:
-    """Yield the CPU milliseconds an image of whole loaders: of each case the median of the newest
-    rows."""
+    """Yield the CPU milliseconds of whole loaders for an image: for each case the median of the
+    newest rows."""
     cases: dict[tuple[str, ...], list[Row]] = {}
     for row in read_rows("cpu-pipeline"):
         if row["impl"] in LOADERS and row["stage"] == WHOLE and row["copies"]:
@@ -64,8 +64,8 @@ def collect_cpu_steps() -> Iterator[Rate]:
 
 
 def collect_cpu_launches() -> Iterator[Rate]:
-    """Yield the CPU milliseconds of a step whose arithmetic takes no time: all blocks, one head of
-    32."""
+    """Yield the CPU milliseconds of a step with very little arithmetic: all blocks, one head of
+    width 32."""
     for row in read_rows("cpu-x86-64"):
         case = (row["bench"], row["impl"], row["shape"])
         if case == ("engine", "ours", "toy 2") and row["cpu"]:
@@ -127,7 +127,7 @@ def collect_rates() -> dict[str, list[Rate]]:
 
 
 def format_rates(tables: dict[str, list[Rate]]) -> str:
-    """Return the text of rates.json: a row a line."""
+    """Return the text of rates.json, one row a line."""
     parts = []
     for name, rows in tables.items():
         lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)

@@ -2,19 +2,19 @@
 
 python -m benchmarks.rehearsal --folder FOLDER [--scale 1] [--stages index plan ...]
 
-The images are a stand-in (benchmarks/imagenet/stand_in.py): as many JPEG files, of such sizes, with
-few bytes. The student and its images are small, so that what is measured is everything else. Each
-stage is a child process, a real command where there is one; it is skipped if it was done before
-in FOLDER, which has one scale, and a row of results/cpu-rehearsal.csv has what it cost:
+The images are a stand-in (benchmarks/imagenet/stand_in.py): as many JPEG files, of similar sizes,
+with few bytes. The student and its images are small, so that everything else is measured. Each
+stage is a child process, a real command if there is one; it is skipped if it was done before in
+FOLDER, which has one scale, and a row of results/cpu-rehearsal.csv has its costs:
 
   samples       images or samples that it handles
-  processes     started together, without their own child processes
+  processes     those that are started together, without their own child processes
   peak_mib      resident memory of all its processes together, shared pages counted in each
   swing_pct     half the difference of largest and smallest memory where it must be flat, in percent
-  files         most open files at a time; threads: as well
-  read_mb       asked for, from the page cache too; disk_mb: of them from the disk; written_mb
+  files         largest number of open files at a time; threads: that of threads
+  read_mb       requested, also from the page cache; disk_mb: of these, from the disk; written_mb
   us_per_sample CPU time
-  facts         what the stage found, as JSON
+  facts         the facts of the stage, as JSON
 
 The exit code is 1 if memory that must be flat swings by more than 2 %. At full size it needs 12 GB
 of disk and about 70 minutes of two cores; --scale 0.002 takes two minutes.
@@ -47,7 +47,7 @@ def run_stage(stage: Stage, job: Job) -> harness.Row:
 
 
 def describe(stage: Stage, job: Job, cost: Cost, processes: int) -> harness.Row:
-    """Return the columns of what a stage cost."""
+    """Return the columns of a stage's costs."""
     samples = stage.samples(job)
     return {
         "stage": stage.name,
@@ -80,8 +80,8 @@ def run_once(stage: Stage, job: Job, output: Path) -> harness.Row:
 
 
 def fix_scale(folder: Path, scale: float) -> None:
-    """Write the scale into the folder. Raises ValueError for one that cannot be, or that is not the
-    scale of the images there."""
+    """Write the scale to the folder. Raises ValueError for a scale that is not possible, or is not
+    that of the images there."""
     if not 0 < scale <= 1:
         raise ValueError(f"--scale must be above 0, at most 1 (got {scale})")
     folder.mkdir(parents=True, exist_ok=True)

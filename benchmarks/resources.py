@@ -45,7 +45,7 @@ COUNTS = (
 )
 COLUMNS = ("triton", *KEYS, *COUNTS)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
-"""Bytes of shared memory that a CTA can have."""
+"""The bytes of shared memory that a CTA can have, by architecture."""
 
 
 def compile_launch(launch: Launch, arch: int) -> list[Row]:
@@ -76,7 +76,7 @@ def launches(ops: tuple[str, ...] = OPS) -> list[Launch]:
 
 
 def problems(launch: Launch, row: Row, arch: int) -> list[str]:
-    """Return descriptions of what is wrong with a compiled kernel."""
+    """Return descriptions of the faults of a compiled kernel."""
     found = []
     if row["stack"]:
         found.append(f"{row['stack']} bytes of stack: registers are spilled")
@@ -98,7 +98,7 @@ def worsened(row: Row, before: dict[str, str]) -> list[str]:
     worse = [name for name in ("registers", "shared", "mma") if int(row[name]) > int(before[name])]
     worse += [name for name in ("ctas_per_sm", "wgmma") if int(row[name]) < int(before[name])]
     for name in ("loads_128", "stores_128"):
-        # fewer wide accesses are no loss where the number of narrow ones has not grown
+        # fewer wide accesses are not worse if the number of narrow ones has not grown
         if int(row[name]) < int(before[name]) and _narrow(row, name) > _narrow(before, name):
             worse.append(name)
     return [f"{name}: {before[name]} before, now {row[name]}" for name in worse]
@@ -126,15 +126,15 @@ def read(arch: int) -> dict[tuple[str, ...], dict[str, str]]:
 
 
 def heaviest(arch: int) -> set[str]:
-    """Return the launches in which a kernel of the checked-in table takes the most registers, with
-    the installed Triton or, if the table has none of it, any."""
+    """Return the launches in which a kernel of the checked-in table uses the most registers, with
+    the installed Triton or, if the table does not have that, any version."""
     rows = list(read(arch).values()) or read_all(arch)
     rows.sort(key=lambda row: int(row["registers"]))
     return set({row["kernel"]: row["launch"] for row in rows}.values())
 
 
 def write(rows: list[Row], arch: int) -> None:
-    """Write the rows in place of those of the installed Triton; those of other versions stay."""
+    """Write the rows in place of those of the installed Triton; do not change other versions."""
     others = [row for row in read_all(arch) if row["triton"] != triton.__version__]
     older = [row for row in others if version_of(row["triton"]) < launch_configs.TRITON]
     newer = [row for row in others if row not in older]
@@ -145,7 +145,7 @@ def write(rows: list[Row], arch: int) -> None:
 
 
 def compare(row: Row, before: dict[tuple[str, ...], dict[str, str]]) -> list[str]:
-    """Return what `worsened` does, or that the kernel is missing from the table."""
+    """Return the result of `worsened`, or that the kernel is missing from the table."""
     if not before:
         return []
     key = tuple(str(row[name]) for name in KEYS)
@@ -157,7 +157,7 @@ def compare(row: Row, before: dict[tuple[str, ...], dict[str, str]]) -> list[str
 def compile_all(
     chosen: list[Launch], arch: int, before: dict[tuple[str, ...], dict[str, str]]
 ) -> tuple[list[Row], int]:
-    """Compile and print; return the rows and the number of problems."""
+    """Compile the launches and print their rows; return the rows and the number of problems."""
     rows: list[Row] = []
     count = 0
     for launch in chosen:

@@ -1,4 +1,4 @@
-"""The estimate of a training step's time on an H100, of the three sizes of DeiT.
+"""The estimate of a training step's time on an H100, for the three sizes of DeiT.
 
 python -m benchmarks.roofline
 

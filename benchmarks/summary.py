@@ -1,4 +1,4 @@
-"""A short table of a folder's result files: times of ours and of the peers relative to ours; whole
+"""A short table of a folder's result files: our times, those of the peers relative to ours, whole
 runs and loaders.
 
 python -m benchmarks.summary [FOLDER]

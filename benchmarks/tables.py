@@ -1,9 +1,9 @@
-"""The tables of README and docs, out of the rows of the result files.
+"""The tables of README and docs, from the rows of the result files.
 
 python -m benchmarks.tables
 
-Writes each block between `<!-- table NAME -->` and `<!-- end of table -->` in README.md and docs/
-again. tests/benchmarks/test_tables.py fails where a page has other values than the rows.
+Writes each block between `<!-- table NAME -->` and `<!-- end of table -->` in README.md and docs/.
+tests/benchmarks/test_tables.py fails if the values of a page are not those of the rows.
 """
 
 import csv
@@ -21,7 +21,7 @@ from benchmarks.official.table import compare_trainers
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 RUNS = 3
-"""The newest runs of a case, of which the median counts: ratios differ from run to run."""
+"""The number of newest runs of a case whose median is used, as ratios differ from run to run."""
 Row = Mapping[str, str]
 Cells = list[str]
 
@@ -57,7 +57,7 @@ def ratio_of(runs: Sequence[Mapping[str, Row]], ours: str, peer: str, column: st
 
 
 def compare_loaders(copies: Sequence[str]) -> list[Cells]:
-    """Return CPU times of loaders, divided by that of `exact`, a case a row."""
+    """Return the CPU times of loaders, divided by that of `exact`, one row a case."""
     ours = "fastdeit exact"
     rows = [row for row in read_rows("cpu-pipeline") if row["copies"] in copies]
     rows = [row for row in rows if row["stage"] == "+ RandomErasing = all"]
@@ -73,7 +73,7 @@ def compare_loaders(copies: Sequence[str]) -> list[Cells]:
 
 
 def compare_evaluation() -> list[Cells]:
-    """Return CPU time an image of timm's validate.py, divided by ours."""
+    """Return the CPU time of timm's validate.py for an image, divided by ours."""
     newest = select_newest(read_rows("cpu-evaluate"), "model", "impl")
     table = [["images and model", "timm's `validate.py` / `fastdeit evaluate`"]]
     return table + [
@@ -93,7 +93,7 @@ def compare_teachers() -> list[Cells]:
 
 
 def count_launches() -> list[Cells]:
-    """Return launches and waits of a step: in the first rows, and in the newest."""
+    """Return the launches and waits of a step, in the first rows and in the newest."""
     key = ("precision", "zero_stage", "clip_grad", "accumulate")
     rows = read_rows("cpu-engine")
     first = {tuple(row[name] for name in key): row for row in reversed(rows)}
@@ -113,7 +113,7 @@ def describe_form(row: Row) -> str:
 
 
 def compare_exports() -> list[Cells]:
-    """Return how many times faster than timm each form of an exported model is."""
+    """Return timm's time divided by that of each form of an exported model."""
     rows = select_newest(read_rows("cpu-export"), "model", "batch", "impl")
     forms = [form for form in dict.fromkeys(row["impl"] for row in rows) if form != "timm"]
     ratios = {(row["model"], row["batch"], row["impl"]): row["ratio"] for row in rows}
@@ -142,7 +142,7 @@ def compare_windows() -> list[Cells]:
 
 
 def list_preparations() -> list[Cells]:
-    """Return the core-hours of preparing a million images, a form a row."""
+    """Return the core-hours of preparing a million images, one row a form."""
     rows = select_newest(read_rows("cpu-prepare"), "form", "work")
     works = list(dict.fromkeys(row["work"] for row in rows))
     hours = {(row["form"], row["work"]): row["core_hours_a_million"] for row in rows}
@@ -167,7 +167,7 @@ def list_largest_batches() -> list[Cells]:
 
 
 def compare_forms(name: str, least: str) -> list[Cells]:
-    """Return the speed of each form, divided by that of the form `least`; a shape a row."""
+    """Return the speed of each form, divided by that of the form `least`, one row a shape."""
     rows = select_newest(read_rows(name), "shape", "impl")
     forms = [form for form in dict.fromkeys(row["impl"] for row in rows) if form != least]
     speeds = {(row["shape"], row["impl"]): row["speed"] for row in rows}
@@ -188,7 +188,7 @@ def _select_train(mode: str) -> dict[str, dict[str, Row]]:
 
 
 def compare_gaps() -> list[Cells]:
-    """Return what the training thread waits for a batch, and its CPU time a step."""
+    """Return the wait of the training thread for a batch, and its CPU time for a step."""
     forms = ("read-ahead off", "read-ahead on")
     table = [["batch", *(f"wait, {form}" for form in forms)]]
     table[0] += ["CPU, no loader", *(f"CPU, {form}" for form in forms)]
@@ -200,7 +200,7 @@ def compare_gaps() -> list[Cells]:
 
 
 def compare_train_rates() -> list[Cells]:
-    """Return CPU time a step of the loader, of the step, and of both together."""
+    """Return the CPU time for a step: of the loader, of the step, and of both together."""
     forms = ("loader alone", "step alone", "both, read-ahead off", "both, read-ahead on")
     table = [["student, batch", *forms]]
     for shape, rows in _select_train("rate").items():
@@ -209,7 +209,8 @@ def compare_train_rates() -> list[Cells]:
 
 
 def estimate_scaling() -> list[Cells]:
-    """Return the estimated share of a step that is kernels, by student and number of GPUs."""
+    """Return the estimated share of the kernels in the time of a step, by student and number of
+    GPUs."""
     rows = select_newest(read_rows("cpu-scaling"), "what", "student", "ranks")
     rows = [row for row in rows if row["what"] == "estimate"]
     students = list(dict.fromkeys(row["student"] for row in rows))

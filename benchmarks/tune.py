@@ -4,10 +4,11 @@ python -m benchmarks.tune [--only attention norm] [--seconds 300]
 
 Each workload is a call of an op at DeiT's sizes. In the rows of the table that the call reads, one
 number at a time is halved or doubled (warps, blocks, programs; also a block together with the
-warps) or changed by one (stages). A change is kept if the call is 2 % faster and its result is the
-same. Where the op has several forms, each is tried with its own launches, improved in the same way,
-and kept under the same condition. The new rows have the running version of Triton; those of other
-versions stay. An architecture without rows of its own starts with copies of those that it uses.
+warps) or changed by one (stages). A change is stored if the call is 2 % faster and its result is
+the same. If the op has several forms, each is tried with its own launches, improved in the same
+way, and stored under the same condition. The new rows have the running version of Triton; those of
+other versions are not changed. An architecture without rows starts with copies of those that it
+uses.
 """
 
 import contextlib
@@ -35,14 +36,14 @@ FAILURES = (
     triton.CompilationError,
     triton.OutOfResources,
 )
-"""Errors of a launch that is wrong or that the GPU or the form cannot run."""
+"""The errors of a launch that is wrong or that the GPU or the form cannot run."""
 GAIN = 0.98
-"""A change is kept if it takes at most this share of the time before."""
+"""The largest share of the earlier time at which a change is stored."""
 Row = dict[str, Any]
 
 
 def rows_of(call: Call) -> list[Row]:
-    """Return the rows of the table that a call reads, also one that fails."""
+    """Return the rows of the table that a call reads, also if the call fails."""
     read: list[Row] = []
     find = launch_configs._find_row
 
@@ -75,7 +76,8 @@ def adopt(arch: int) -> None:
 
 
 def own(row: Row) -> Row:
-    """Return the row for the running Triton alone: itself, or a copy that the table then has."""
+    """Return the row for the running Triton alone: the row itself, or a copy that is added to the
+    table."""
     if row.get("triton") == TRITON:
         return row
     copied = copy.deepcopy(row) | {"triton": TRITON}
@@ -133,11 +135,11 @@ def improve(row: Row, call: Call, expected: list[torch.Tensor], deadline: float)
 
 
 def choose_form(row: Row, call: Call, expected: list[torch.Tensor], deadline: float) -> None:
-    """Set the row's form to the fastest whose results are as expected; after the deadline, nothing
-    more is tried.
+    """Set the row's form to the fastest whose results are as expected; try nothing more after the
+    deadline.
 
-    Every form is timed with the launches of the table, then their launches are improved, those of
-    the fastest first.
+    Every form is timed with the launches of the table, then the launches are improved, those of the
+    fastest form first.
     """
     row = own(row)
     before = row["form"]
@@ -164,7 +166,7 @@ def improve_launches(call: Call, expected: list[torch.Tensor], deadline: float) 
 
 
 def tune(call: Call, deadline: float) -> None:
-    """Choose forms and launches of a call; the results of the table before are right."""
+    """Choose forms and launches of a call; those of the table so far give the right results."""
     expected = [tensor.clone() for tensor in call()]
     with_forms = [row for row in rows_of(call) if "form" in row]
     for row in with_forms:

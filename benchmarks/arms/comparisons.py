@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from benchmarks.arms.scores import CONDITIONS
 
 SIGNIFICANT = 0.05
-"""The p below which a difference is not called chance."""
+"""The largest p of a difference that is not assumed to be chance."""
 PAPER_NOISE = 0.2
-"""The largest difference in the paper that counts as none: its own deviation over seeds (table
-8)."""
+"""The largest difference in the paper, in percentage points, that is treated as none: the paper's
+own deviation over seeds (table 8)."""
 Row = Mapping[str, str]
 
 
@@ -38,8 +38,7 @@ class Score:
 
 
 def select_runs(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows under the conditions of the newest row; of those that are there twice, the
-    newest."""
+    """Return the rows under the conditions of the newest row; of repeated runs, the newest row."""
     kept = [row for row in rows if all(row[name] == rows[-1][name] for name in CONDITIONS)]
     key = ("arm", "seed", "weights", "head", "step")
     return list({tuple(row.get(name) for name in key): row for row in kept}.values())
@@ -53,7 +52,7 @@ class Effect:
     error: float
     """The standard error of `mean`; NaN for one seed."""
     p: float
-    """Probability of a mean at least as far from 0 by chance; NaN for one seed."""
+    """The probability of a mean at least as far from 0 by chance; NaN for one seed."""
     seeds: int
 
 
@@ -79,7 +78,8 @@ def _find_p(mean: float, error: float, freedom: int) -> float:
 
 
 def judge(effect: Effect, paper: float) -> str:
-    """Return in words whether this scale shows the paper's difference (percentage points)."""
+    """Return a text on whether these runs show the paper's difference; paper: in percentage
+    points."""
     if effect.seeds < 2:
         return "one seed: not tested"
     if effect.p >= SIGNIFICANT:

@@ -28,8 +28,8 @@ def average_curve(rows: Sequence[Row], arm: str, weights: str) -> dict[int, floa
 
 
 def draw_curves(rows: Sequence[Row], path: Path) -> None:
-    """Draw the mean curve of each arm under the newest conditions, and the base's EMA, and save the
-    picture."""
+    """Draw the mean curve of each arm under the newest conditions, and that of the base's EMA, and
+    save the picture."""
     rows = select_runs(rows)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, (title, arms) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):

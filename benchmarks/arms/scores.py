@@ -15,18 +15,19 @@ from fastdeit.storage.jsonl import read_json_lines
 from fastdeit.storage.run_folder import RunFolder
 
 COSTS = "costs.jsonl"
-"""The CPU seconds of each start, in the folder of the runs."""
+"""The file of the CPU seconds of each start, in the folder of the runs."""
 CONDITIONS = ("data", "student", "batch", "epochs", "steps")
-"""Columns that are equal in all runs of one ablation."""
+"""The columns that are equal in all runs of one ablation."""
 COLUMNS = (
     *("date", "commit", "gpu", "cpu", *harness.PACKAGES),
     *CONDITIONS,
     *("arm", "seed", "weights", "head"),
     *("top1", "agreement", "cpu_s", "changes", "teacher_top1"),
 )
-"""top1, teacher_top1: in percent; the latter is empty where the teacher was not trained here.
-agreement: images in percent to which the teacher gives the same class; empty where its run has no
-predictions. cpu_s: of all starts of the run. changes: settings that differ from the base's."""
+"""The columns of a row. top1, teacher_top1: in percent; the latter is empty if the teacher was not
+trained here. agreement: percent of the images to which the teacher gives the same class; empty if
+its run has no predictions. cpu_s: CPU seconds of all starts of the run. changes: the settings that
+differ from those of the base."""
 CURVE = (*CONDITIONS, "arm", "seed", "weights", "step", "top1")
 
 
@@ -40,7 +41,7 @@ def append_scores(folder: Path, arm: str, seed: int, out: Path) -> None:
     facts = describe_run(record, base) | {"arm": arm, "seed": seed}
     if has_rows(scores, facts):
         return
-    # the curve first: after a stop between the two it is there twice, never missing
+    # the curve first: after a stop between the two writes it is repeated, but never missing
     run = {name: facts[name] for name in (*CONDITIONS, "arm", "seed")}
     curve = (run | row for row in list_curve(record))
     harness.write_rows(out / f"{device}-ablation-curves.csv", curve, CURVE)
@@ -61,8 +62,8 @@ def has_rows(path: Path, facts: harness.Row) -> bool:
 
 
 def describe_run(record: RunRecord, base: RunRecord) -> harness.Row:
-    """Return the columns of a run's settings. Raises ValueError if a record has none, or the run is
-    not finished, or its steps are not those of the base."""
+    """Return the columns of a run's settings. Raises ValueError if a record has no settings, or the
+    run is not finished, or has another number of steps than the base."""
     if record.settings is None or base.settings is None or not (record.summary and base.summary):
         raise ValueError(f"{record.name} must be a finished run, and {base.name} too")
     steps, wanted = record.summary["steps"], base.summary["steps"]
@@ -94,7 +95,7 @@ def list_scores(record: RunRecord, teacher: RecordedPredictions | None) -> Itera
 def find_agreement(
     student: RecordedPredictions | None, teacher: RecordedPredictions | None, head: str
 ) -> float | str:
-    """Return the share of images in percent to which the teacher gives the same class; "" without
+    """Return the percent of the images to which the teacher gives the same class; "" without
     predictions of both for the same images."""
     if student is None or teacher is None or student.images != teacher.images:
         return ""
@@ -113,7 +114,7 @@ def list_curve(record: RunRecord) -> Iterator[harness.Row]:
 
 
 def read_teacher_top1(folder: Path) -> float | str:
-    """Return the accuracy in percent of the teacher that was trained here, "" if there is none."""
+    """Return the accuracy in percent of the teacher that was trained here, or ""."""
     if not RunFolder(folder / "teacher").is_finished:
         return ""
     summary = read_run(folder / "teacher").summary

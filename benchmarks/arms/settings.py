@@ -1,7 +1,7 @@
 """The arms of the ablation, as flags of `fastdeit train`.
 
-The base is the paper's: everything on, no distillation (arXiv 2012.12877, table 8). Each arm
-changes what it names, and nothing else.
+The base is that of the paper: everything on, no distillation (arXiv 2012.12877, table 8). Each arm
+changes only the setting that it names.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ NANO = (
     "--batch-size 128 --epochs 3 --lr 2e-3 --warmup-epochs 0.5 --model-ema-decay 0.99 "
     "--eval-epochs 1"
 ).split()
-"""DeiT-nano on Fashion-MNIST with the whole augmentation: the base where no flag names a recipe."""
+"""The base if no flag names a recipe: DeiT-nano on Fashion-MNIST with the whole augmentation."""
 TEACHER = "--recipe fashion_mnist_teacher".split()
 ARMS = {
     "base": "",
@@ -32,20 +32,21 @@ ARMS = {
     "no DropPath": "--drop-path 0",
     "no repeats": "--no-repeated-aug",
 }
-"""The flags of each arm beside the base's, in the order in which a seed's runs are made."""
+"""The flags of each arm beside those of the base, in the order of a seed's runs."""
 CACHED = ("token", "hard", "soft")
-"""Arms with a teacher: their samples are the base's, so one cache of a seed serves them all."""
+"""The arms with a teacher, whose samples are those of the base: one cache of a seed is enough."""
 
 
 def is_nano(flags: Sequence[str]) -> bool:
-    """Return True if the flags name no other base: then the base is `NANO`."""
+    """Return True if the base is `NANO`, as the flags name no other."""
     return not any(flag.startswith(("--recipe", "--config")) for flag in flags)
 
 
 def list_flags(arm: str, flags: Sequence[str]) -> list[str]:
     """Return the flags of an arm's run, without its seed, teacher and folder.
 
-    flags: the user's, of all arms. --color-jitter is off, as it would replace RandAugment.
+    flags: those of the user, for all arms. --color-jitter is off, as it would be used in place of
+    RandAugment.
     """
     common = [*(NANO if is_nano(flags) else []), *flags]
     plain = parse_config(common, "ablation")[0].model.model.replace("_distilled", "")
@@ -60,8 +61,8 @@ def find_config(arm: str, flags: Sequence[str]) -> Config:
 
 
 def list_changes(config: Config, base: Config) -> str:
-    """Return the settings in which a run differs from the base, `mixup=0.0`, separated by `; `;
-    those of every run aside: its folder, seed, teacher and cache."""
+    """Return the settings in which a run differs from the base, such as `mixup=0.0`, separated by
+    `; `, except those that every run has: its folder, seed, teacher and cache."""
     before = list_values(base)
     own = ("output_dir", "seed", "cache", "teacher_model", "teacher_path")
     found = [

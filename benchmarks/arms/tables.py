@@ -21,7 +21,7 @@ DISTILLATION = [
     (BOTH, HARD),
     (DISTILLATION_HEAD, CLASS_HEAD),
 ]
-"""Table 3, DeiT-Ti; then what the token adds, and its two heads beside each other."""
+"""The rows of table 3, DeiT-Ti; then those of the token's effect, and of its two heads."""
 WHOLE = Score("base", "base", 81.8)
 PARTS = [
     (WHOLE, None),
@@ -39,25 +39,25 @@ PARTS = [
     ),
     (Score("+ EMA", "base", 81.9, weights="ema"), WHOLE),
 ]
-"""Table 8, DeiT-B at 224 px; erasing and DropPath: the paper's runs without them collapsed."""
+"""The rows of table 8, DeiT-B at 224 px; without erasing or DropPath, the paper's runs failed."""
 Cells = list[str]
 
 
 def compare_distillation(rows: Sequence[Row]) -> list[Cells]:
-    """Return the paper's table 3 in our runs."""
+    """Return the rows of the paper's table 3, with our runs."""
     return _compare(rows, DISTILLATION, "paper, DeiT-Ti")
 
 
 def compare_parts(rows: Sequence[Row]) -> list[Cells]:
-    """Return the paper's table 8 in our runs."""
+    """Return the rows of the paper's table 8, with our runs."""
     return _compare(rows, PARTS, "paper, DeiT-B")
 
 
 def _compare(
     rows: Sequence[Row], lines: Sequence[tuple[Score, Score | None]], paper: str
 ) -> list[Cells]:
-    """Return a row for each score that has runs, beside its difference to a reference and the
-    paper's; paper: the title of its column."""
+    """Return a row for each score that has runs: the score, its difference to a reference, and the
+    paper's figures; paper: the title of their column."""
     rows = select_runs(rows)
     heading = ["training", "top-1, %", "runs", "against", "difference", "p", paper]
     table = [[*heading, "the paper's difference", "this scale"]]
@@ -82,7 +82,7 @@ def _list_cells(rows: Sequence[Row], score: Score, reference: Score | None) -> C
 
 
 def list_conditions(rows: Sequence[Row]) -> list[Cells]:
-    """Return what all runs share, and what they cost."""
+    """Return the rows on the conditions that all runs share, and on their cost."""
     rows = select_runs(rows)
     newest = rows[-1]
     costs = {(row["arm"], row["seed"]): float(row["cpu_s"]) for row in rows}
@@ -103,8 +103,8 @@ def list_conditions(rows: Sequence[Row]) -> list[Cells]:
 
 
 def list_agreement(rows: Sequence[Row]) -> list[Cells]:
-    """Return the share of validation images on which each head and the teacher agree, in percent,
-    beside the paper's (its table 4)."""
+    """Return the percent of the validation images on which each head and the teacher agree, beside
+    that of the paper (its table 4)."""
     rows = select_runs(rows)
     table = [["answers of", "agreement with the teacher, %", "runs", "paper, DeiT-B"]]
     papers = {"base": 86.7, "cls": 88.8, "dist": 90.0, "both": 89.8}

@@ -1,1 +1,1 @@
-"""The rehearsal of ImageNet: its stand-in, the stages, and what each costs."""
+"""The rehearsal of ImageNet: its stand-in, the stages, and the costs of each."""

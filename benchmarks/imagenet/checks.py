@@ -17,18 +17,19 @@ from fastdeit.storage.run_folder import RunFolder
 
 Facts = dict[str, Any]
 _RECORDING = (0.2, 0.97)
-"""Shares of the time between which recording needs the same memory: before, DALI's buffers grow;
-after, a job writes its results."""
+"""The shares of the time between which the memory of recording is flat: before, DALI's buffers
+grow; after, a job writes its results."""
 _LARGEST_SEEN = 0.5
-"""Share of a training's steps after which DALI's buffers have grown to the largest images."""
+"""The share of a training's steps after which DALI's buffers have grown to the largest images."""
 _CLOSE = 1e-3
-"""Largest difference of losses, relative: sums over two processes round differently."""
+"""The largest relative difference of losses: sums over two processes round differently."""
 IMAGENET = {"steps": 1251, "images with 3 copies": 427_010, "images with 2 copies": 640_513}
-"""Of an epoch at full size: deit's arithmetic, with two images more, see docs/rehearsal.md."""
+"""The counts of an epoch at full size: deit's arithmetic, with two images more, see
+docs/rehearsal.md."""
 
 
 def read_facts(name: str, job: Job) -> Facts:
-    """Return what a task wrote."""
+    """Return the facts that a task wrote."""
     return dict(json.loads((job.folder / "facts" / f"{name}.json").read_text()))
 
 
@@ -49,7 +50,7 @@ def check_plan(job: Job, _: Cost) -> Facts:
 
 
 def check_cache(job: Job, _: Cost) -> Facts:
-    """Check that there are two bytes for each sample of the epoch."""
+    """Check that the cache has two bytes for each sample of the epoch."""
     size = (job.cache / "records.bin").stat().st_size
     assert size == 2 * (job.images // 2 * 2), f"{size} bytes are not two a sample"
     return {"bytes": size}
@@ -126,7 +127,8 @@ def check_evaluation(ranks: int) -> Any:
 
 
 def _check_evaluation(ranks: int, job: Job, _: Cost) -> Facts:
-    """Check that each image counts once, and that one and two processes have the same classes."""
+    """Check that each image is evaluated once, and that one and two processes predict the same
+    classes."""
     rows = _read_predictions(job, ranks)
     names = {row["image"] for row in rows}
     assert len(rows) == len(names) == job.validation, f"{len(rows)} rows, {len(names)} images"

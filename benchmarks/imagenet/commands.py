@@ -8,10 +8,10 @@ from benchmarks.imagenet.job import TEACHER, Job
 
 Command = list[str]
 JOBS = 3
-"""Jobs that record one cache together."""
+"""The number of jobs that record one cache together."""
 _STOP_SHARE = 0.37
 _STRETCH = 30
-"""Steps of the runs whose losses are compared."""
+"""The number of steps of the runs whose losses are compared."""
 _PORT = 29577
 
 
@@ -82,7 +82,7 @@ def begin_epoch(job: Job) -> list[Command]:
 
 
 def end_epoch(job: Job) -> list[Command]:
-    """Train the rest on one."""
+    """Train the rest of the epoch on one process."""
     return [_train(job, job.run, 1, 0, *_recorded(job))]
 
 
@@ -97,12 +97,12 @@ def train_first(job: Job) -> list[Command]:
 
 
 def train_second(job: Job) -> list[Command]:
-    """Train the rest of them on one."""
+    """Train the rest of the compared steps on one process."""
     return [_train(job, resumed(job), 1, stretch(job) - stop_step(stretch(job)))]
 
 
 def stop_step(steps: int) -> int:
-    """Return the step of `steps` after which the world changes."""
+    """Return the step of `steps` after which the number of processes changes."""
     return round(_STOP_SHARE * steps)
 
 
@@ -122,7 +122,7 @@ def resumed(job: Job) -> Path:
 
 
 def _train(job: Job, folder: Path, ranks: int, steps: int, *flags: str) -> Command:
-    """Return the command of a training that stops after so many steps; 0: at the end."""
+    """Return the command of a training that stops after `steps` steps; 0: at the end."""
     words = [*job.student, *_taught(job), *flags, "--output-dir", str(folder)]
     return launch(ranks, "train", *words, "--stop-after-steps", str(steps))
 
@@ -136,7 +136,7 @@ def _taught(job: Job) -> list[str]:
 
 
 def evaluate(ranks: int) -> Callable[[Job], list[Command]]:
-    """Return the commands of an evaluation on so many processes, which writes predictions."""
+    """Return the commands of an evaluation on `ranks` processes, which writes predictions."""
 
     def commands(job: Job) -> list[Command]:
         return [launch(ranks, "evaluate", whole(job), "--predictions", predictions(job, ranks))]
@@ -145,7 +145,7 @@ def evaluate(ranks: int) -> Callable[[Job], list[Command]]:
 
 
 def predictions(job: Job, ranks: int) -> Path:
-    """Return the file of predictions of an evaluation on so many processes."""
+    """Return the file of predictions of an evaluation on `ranks` processes."""
     return job.folder / f"predictions-{ranks}.csv"
 
 

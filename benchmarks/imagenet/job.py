@@ -11,9 +11,9 @@ IMAGES = 1_281_167
 VALIDATION = 50_000
 CLASSES = 1000
 LARGE = 14_197_122
-"""Images of ImageNet-21k."""
+"""The number of images of ImageNet-21k."""
 COPIES = 3
-"""Of each image in an epoch, as in deit."""
+"""The copies of each image in an epoch, as in deit."""
 BATCH = 1024
 EPOCHS = 300
 _FOLDER_SHARE = 10
@@ -34,37 +34,38 @@ class Job:
 
     @property
     def images(self) -> int:
-        """The number of training images."""
+        """Return the number of training images."""
         return max(round(IMAGES * self.scale), 4 * _FEWEST)
 
     @property
     def validation(self) -> int:
-        """The number of validation images."""
+        """Return the number of validation images."""
         return max(round(VALIDATION * self.scale), _FEWEST)
 
     @property
     def folder_images(self) -> int:
-        """The training images of the data set in class folders."""
+        """Return the number of training images of the data set in class folders."""
         return self.images // _FOLDER_SHARE
 
     @property
     def large(self) -> int:
-        """The number of images of the data set of ImageNet-21k's size."""
+        """Return the number of images of the data set of ImageNet-21k's size."""
         return max(round(LARGE * self.scale), 4 * _FEWEST)
 
     @property
     def classes(self) -> int:
-        """All of them at a tenth of the size and above; fewer classes have images below."""
+        """Return the number of classes: all of ImageNet's from a tenth of its size on, fewer
+        below."""
         return min(CLASSES, self.folder_images // 8 + 2)
 
     @property
     def batch(self) -> int:
-        """Return the samples of a step."""
+        """Return the number of samples in a step."""
         return BATCH if self.scale == 1 else min(BATCH, max(16, self.images // 20 // 16 * 16))
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Return the number of steps in an epoch."""
         return self.images // self.batch
 
     @property
@@ -73,7 +74,7 @@ class Job:
 
     @property
     def large_shards(self) -> Path:
-        """The shards of as many images as ImageNet-21k has."""
+        """Return the folder of the shards with as many images as ImageNet-21k."""
         return self.folder / "large"
 
     @property
@@ -100,7 +101,7 @@ class Job:
 
     @property
     def student(self) -> list[str]:
-        """Flags of a training of one epoch."""
+        """Return the flags of a training of one epoch."""
         size = ["--batch-size", str(self.batch), "--micro-batch", str(self.batch // 8)]
         return [*self.samples, *size, "--epochs", "1", "--warmup-epochs", "0"]
 

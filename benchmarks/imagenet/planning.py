@@ -1,4 +1,4 @@
-"""The plan of 300 epochs: what it promises, for all samples of some epochs and some of the rest."""
+"""The check of a plan of 300 epochs: all samples of some epochs, and some of the others."""
 
 from collections.abc import Iterator
 
@@ -10,16 +10,16 @@ from fastdeit.plan.digest import add_digests, sample_digests, show_digest
 from fastdeit.plan.plan import Plan, SampleParams
 
 _WHOLE = (0, 1, EPOCHS - 1)
-"""Epochs of which every sample is drawn."""
+"""The epochs of which every sample is drawn."""
 _AT_ONCE = 2**14
 _DROP_PATH = (0.0, 0.1)
-"""Rates of the student's two blocks."""
+"""The rates of the student's two blocks."""
 
 
 def check_plan(job: Job, sizes: np.ndarray) -> dict[str, float | int | str]:
-    """Check the plan of a rehearsal's training images; return what it found, by name.
+    """Check the plan of a rehearsal's training images; return facts by name.
 
-    sizes: int32 (N, 2). Raises AssertionError for a promise that does not hold.
+    sizes: int32 (N, 2), height and width. Raises AssertionError for a condition that is not met.
     """
     plan = build_plan(job.config, sizes)
     digests = [_check_epoch(plan, epoch, job) for epoch in _WHOLE]
@@ -35,7 +35,7 @@ def check_plan(job: Job, sizes: np.ndarray) -> dict[str, float | int | str]:
 
 
 def count_images(job: Job, sizes: np.ndarray, copies: int) -> int:
-    """Return how many different images the steps of an epoch have."""
+    """Return the number of different images in the steps of an epoch."""
     plan = build_plan(job.config.replace(augment={"aug_repeats": copies}), sizes)
     seen = np.zeros(len(sizes), bool)
     for ordinals in _split(job):
@@ -74,7 +74,8 @@ def _check_epoch(plan: Plan, epoch: int, job: Job) -> str:
 
 
 def _check_draws(draws: SampleParams, sizes: np.ndarray, side: int) -> None:
-    """Check that windows lie in their images, boxes in the output, and pairs share their mixing."""
+    """Check that crops are inside their images, boxes inside the output, and that pairs share their
+    mixing."""
     y, x, height, width = draws.crop.T
     assert (draws.crop[:, :2] >= 0).all() and (draws.crop[:, 2:] > 0).all()
     assert (y + height <= sizes[:, 0]).all() and (x + width <= sizes[:, 1]).all()

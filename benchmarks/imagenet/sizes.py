@@ -23,12 +23,13 @@ COMMON = {
     (4288, 2848): 0.0001,
     (20, 17): 0.0001,
 }
-"""Share of the images by (width, height) in pixels."""
+"""The share of the images with a (width, height) in pixels."""
 _OTHERS = 480
-"""Number of the other sizes, which share the remaining images evenly."""
+"""The number of other sizes, each with the same share of the remaining images."""
 _MEDIAN = 335.0
 _SPREAD = 0.45
-"""Of the long side of the others, whose logarithm has a normal distribution."""
+"""The standard deviation of the logarithm of the others' long side, which has a normal
+distribution."""
 
 
 def list_sizes(seed: int) -> tuple[np.ndarray, np.ndarray]:

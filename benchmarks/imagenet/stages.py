@@ -1,4 +1,4 @@
-"""The stages of the rehearsal, in the order in which each finds what it needs."""
+"""The stages of the rehearsal, in an order in which each finds the files that it needs."""
 
 import shutil
 from collections.abc import Callable
@@ -20,10 +20,10 @@ def _nothing(job: Job, cost: Cost) -> checks.Facts:
 class Stage:
     """One stage.
 
-    commands: started together. samples: the number that it handles. check: raises AssertionError
-    if the stage has not done what it must, else returns facts. clears: folders that an earlier
-    attempt may have left. swing: returns by how many percent the memory varied where it must be
-    flat.
+    commands: those that are started together. samples: the number that it handles. check: a
+    function that raises AssertionError if the stage failed, else returns facts. clears: folders
+    that an earlier attempt may have left. swing: a function that returns by how many percent the
+    memory varied where it must be flat.
     """
 
     name: str

@@ -1,7 +1,8 @@
-"""A stand-in of ImageNet: as many JPEG files, of such sizes, with few bytes in each.
+"""A stand-in of ImageNet: as many JPEG files, of similar sizes, with few bytes in each.
 
-Each image has one of some hundred sizes, the picture of that size, in four flat parts, and a
-comment of its own in the header, so that no two files are equal. Everything follows from the seed.
+Each image has one of some hundred sizes, four areas of one colour each, which depend on the size
+alone, and its own comment in the header, so that no two files are equal. The seed decides
+everything.
 """
 
 import functools
@@ -22,7 +23,7 @@ from fastdeit.storage.atomic import atomic_open
 SHARD_IMAGES = 1000
 _QUALITY = 30
 _BLOCK = 16
-"""Pixels of JPEG's largest block: parts that end there cost few bytes."""
+"""The pixels of JPEG's largest block: areas that end at a multiple of it need few bytes."""
 _START = b"\xff\xd8"
 _COMMENT = b"\xff\xfe"
 
@@ -45,7 +46,7 @@ class StandIn:
 
 
 def make_stand_in(images: int, classes: int, seed: int) -> StandIn:
-    """Return a split of so many images, in random order, with even classes."""
+    """Return a split of `images` images, in random order, with classes of equal size."""
     random = np.random.default_rng([seed, images])
     labels = random.permutation(np.arange(images) % classes)
     sizes, shares = list_sizes(seed)
@@ -54,7 +55,7 @@ def make_stand_in(images: int, classes: int, seed: int) -> StandIn:
 
 @functools.cache
 def _encode(width: int, height: int) -> bytes:
-    """Return a small JPEG: four flat parts, each of its own colour."""
+    """Return a small JPEG with four areas of one colour each."""
     random = np.random.default_rng([width, height])
     pixels = random.integers(0, 256, (2, 2, 3), dtype=np.uint8)
     rows = (np.arange(height) // _BLOCK * _BLOCK * 2 >= height).astype(int)
@@ -66,8 +67,8 @@ def _encode(width: int, height: int) -> bytes:
 
 
 def write_shards(folder: Path, images: int, classes: int, seed: int) -> Iterator[int]:
-    """Write folder/NNNNNN.tar, WebDataset's shards of `SHARD_IMAGES`; yield the images that are
-    written, after each shard. Shards that are there stay."""
+    """Write folder/NNNNNN.tar, WebDataset's shards of `SHARD_IMAGES`, except those that exist;
+    yield the number of images so far, after each shard."""
     stand_in = make_stand_in(images, classes, seed)
     folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, images, SHARD_IMAGES):
@@ -98,8 +99,8 @@ def _encode_member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def link_shards(shards: Path, folder: Path, images: int, wanted: int) -> int:
-    """Make hard links to shards that hold `images`, folder/NNNNNN.tar, each as often as it takes to
-    have `wanted` images or a few more; return how many they have."""
+    """Make hard links folder/NNNNNN.tar to shards with `images` images, repeatedly, until they have
+    `wanted` images or a few more; return their number."""
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     for number, shard in enumerate(itertools.cycle(sorted(shards.glob("*.tar")))):
@@ -113,9 +114,9 @@ def link_shards(shards: Path, folder: Path, images: int, wanted: int) -> int:
 
 
 def write_folder(folder: Path, images: int, classes: int, seed: int) -> Iterator[int]:
-    """Write folder/CLASS/NNNNNNNN.JPEG; yield the images that are written, after each class.
+    """Write folder/CLASS/NNNNNNNN.JPEG; yield the number of images so far, after each class.
 
-    Classes that are there as a whole stay: each is renamed when it is.
+    Classes that exist are skipped: a class gets its name when it is whole.
     """
     stand_in = make_stand_in(images, classes, seed)
     order = np.argsort(stand_in.labels, kind="stable")

@@ -1,4 +1,5 @@
-"""The table of the rehearsal: a stage a row, and its memory beside that of a smaller rehearsal."""
+"""The table of the rehearsal: one row a stage, with its memory beside that of a smaller
+rehearsal."""
 
 from collections.abc import Iterable, Mapping
 
@@ -14,15 +15,16 @@ HEADING = [
     "read, MB",
 ]
 _OF_THE_TABLE = {"index", "index again", "index folder", "index 21k", "start", "start 21k"}
-"""Stages whose samples are the rows of a data set's table; others have as much memory with more."""
+"""The stages whose memory grows with the data set's index; that of the others does not grow."""
 _FLAT_FROM = 0.1
-"""Scale from which a stage is long enough to show that its memory is flat."""
+"""The scale from which a stage is long enough to show that its memory is flat."""
 
 
 def list_stages(rows: Iterable[Row]) -> list[list[str]]:
     """Return the table of the largest rehearsal of each stage; rows: oldest first.
 
-    What grows is compared with the smallest rehearsal of the stage, if there is another.
+    Growing values are compared with those of the smallest rehearsal of the stage, if there is
+    another.
     """
     by_stage: dict[str, dict[float, Row]] = {}
     for row in rows:
@@ -45,7 +47,7 @@ def _show_stage(by_scale: Mapping[float, Row]) -> list[str]:
 
 
 def _show_growth(small: Row, large: Row) -> list[str]:
-    """Return CPU microseconds for a sample more, and MiB for a million more."""
+    """Return the CPU microseconds for one more sample, and the MiB for a million more."""
     samples = int(large["samples"]) - int(small["samples"])
     if not samples:
         return ["", ""]

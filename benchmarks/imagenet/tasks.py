@@ -1,9 +1,9 @@
-"""The stages that are no commands of fastdeit, each in a process of its own.
+"""The stages that are not commands of fastdeit, each in its own process.
 
 python -m benchmarks.imagenet.tasks TASK --folder FOLDER --scale SCALE
 
-A task writes the facts that it found to FOLDER/facts/TASK.json. Each imports what it needs itself,
-so that its memory is its own.
+A task writes its facts to FOLDER/facts/TASK.json. Its function imports what it needs, so that its
+memory does not include that of other tasks.
 """
 
 import argparse
@@ -51,8 +51,8 @@ def teacher(job: Job) -> Facts:
 
 
 def start(job: Job) -> Facts:
-    """Do what each rank of a run does before its first batch, on a stored index; and what a resumed
-    run does with the images that it began with."""
+    """Do what each rank of a run does before its first batch, with a stored index; and what a
+    resumed run does with the stored images that it began with."""
     return _start(job, job.shards)
 
 
@@ -92,7 +92,7 @@ def _start(job: Job, shards: Path) -> Facts:
 
 
 class _Clock:
-    """CPU seconds of the parts of a task, by name."""
+    """The CPU seconds of the steps of a task, by name."""
 
     def __init__(self) -> None:
         self.seconds: Facts = {}

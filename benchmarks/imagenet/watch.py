@@ -1,4 +1,5 @@
-"""The costs of child processes: their time, and the memory, files and threads of all they start."""
+"""The costs of child processes: their time, and the memory, files and threads of all processes that
+they start."""
 
 import contextlib
 import resource
@@ -15,7 +16,7 @@ from fastdeit.distributed.environment import make_child_environment
 
 _EVERY_S = 0.5
 _SHOWN = 3000
-"""Letters of a log in an error."""
+"""The number of characters of a log in an error."""
 _PARTS = 10
 
 
@@ -23,9 +24,10 @@ _PARTS = 10
 class Cost:
     """The costs of processes together, with all processes that they started.
 
-    files, threads: the most at one time. asked: bytes that they asked to read, from the page cache
-    too; disk: those read from the disk. moments: float64 (n, 3), UNIX time, CPU seconds so far and
-    resident MiB, at least twice a second; memory that several processes share counts in each.
+    files, threads: the largest numbers at one time. asked: bytes that they requested, also from the
+    page cache; disk: those read from the disk. moments: float64 (n, 3), UNIX time, CPU seconds so
+    far and resident MiB, at least twice a second; memory that several processes share is counted in
+    each.
     """
 
     wall_s: float
@@ -42,8 +44,8 @@ class Cost:
         return float(self.moments[:, 2].max(initial=0))
 
     def swing_pct(self, begin: float, end: float) -> float:
-        """Return half the difference of largest and smallest memory between two UNIX times, in
-        percent of their middle, from means of tenths of the time."""
+        """Return half the difference of the largest and the smallest memory between two UNIX times,
+        in percent of their middle; each value is the mean of a tenth of the time."""
         times, memory = self.moments[:, 0], self.moments[:, 2]
         edges = np.linspace(begin, end, _PARTS + 1)
         parts = [memory[(times >= a) & (times < b)] for a, b in zip(edges, edges[1:], strict=False)]
@@ -56,12 +58,12 @@ class Cost:
         return float(first + share * (last - first))
 
     def cpu_at(self, times: Sequence[float]) -> np.ndarray:
-        """Return float64 (n,): CPU seconds that had been spent at these UNIX times."""
+        """Return float64 (n,): the CPU seconds until each of these UNIX times."""
         return np.interp(times, self.moments[:, 0], self.moments[:, 1])
 
 
 def watch(commands: Sequence[Sequence[str]], log: Path) -> Cost:
-    """Run commands at the same time, and return what they cost; what they print goes to `log`.
+    """Run commands at the same time, with their output in `log`, and return their costs.
 
     Raises RuntimeError with the end of the log if one fails.
     """
@@ -110,7 +112,7 @@ def _follow(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[tuple[float
         yield (time.time(), *_measure(roots))
         if not any(are_alive):
             return
-        # more often at first: a short command would be seen once, before it has begun
+        # more often at first, as a short command would otherwise be measured once, too early
         time.sleep(min(_EVERY_S, 0.02 + 0.1 * (time.time() - started)))
 
 

@@ -1,1 +1,1 @@
-"""A start's time: its costs measured, and the model of many ranks."""
+"""The time of a start: its measured costs, and the model of many ranks."""

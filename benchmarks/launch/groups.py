@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 def connect(port: int, serves: bool) -> dist.TCPStore:
-    """Return the store at a port of this machine; serves: as the one that holds it."""
+    """Return the store at a port of this machine; serves: whether this process serves it."""
     return dist.TCPStore("127.0.0.1", port, is_master=serves, timeout=LIMIT, wait_for_workers=False)
 
 
@@ -58,7 +58,7 @@ def answer_roll(port: int, ranks: int) -> None:
 
 
 def time_group(rank: int, ranks: int, port: int, results: Any) -> None:
-    """Put the CPU seconds of joining a group, of a vote and of a gathering of objects."""
+    """Put the CPU seconds of joining a group, of a vote and of gathering objects into `results`."""
     torch.set_num_threads(1)
     store = connect(port, rank == 0)
     marks = [time.process_time()]
@@ -79,7 +79,7 @@ def time_group(rank: int, ranks: int, port: int, results: Any) -> None:
 
 
 def measure_group(ranks: int) -> list[float]:
-    """Return the medians over the ranks of what `time_group` puts."""
+    """Return the medians over the ranks of the values of `time_group`."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     port = free_port()

@@ -1,10 +1,10 @@
-"""The model of a start's time: which parts grow with the ranks, and how."""
+"""The model of a start's time: the growth of its parts with the number of ranks."""
 
 import math
 from dataclasses import dataclass
 
 ROLL_MESSAGES = 4
-"""Of a rank, in the roll call."""
+"""The messages of a rank in the roll call."""
 
 
 @dataclass(frozen=True)
@@ -13,13 +13,13 @@ class Site:
 
     ranks_per_machine: int = 8
     hop_us: float = 30
-    """Of a message between two machines."""
+    """The time of a message between two machines."""
     files_per_s: float = 20_000
-    """Files that the shared file system opens for all machines together."""
+    """The files that the shared file system opens for all machines together."""
     shared_mb_s: float = 2_000
-    """Megabytes that it reads for all machines together."""
+    """The megabytes that it reads for all machines together."""
     checkpoint_mb: float = 342
-    """DeiT-S, which a resumed run reads."""
+    """The size of a checkpoint of DeiT-S, which a resumed run reads."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class Costs:
     files: float
     read_mb: float
     message_us: float
-    """Of the store of rank 0 for a message and its answer."""
+    """The cost of a message and its answer in the store of rank 0."""
     peer_us: float
-    """Of joining a group, for each other rank."""
+    """The cost of joining a group, for each other rank."""
     gather_us: float
-    """Of gathering objects, for each other rank."""
+    """The cost of gathering objects, for each other rank."""
     vote_us: float
-    """Of a vote on 16 ranks."""
+    """The cost of a vote on 16 ranks."""
     gathers: int
-    """Gatherings and broadcasts of objects up to the first step."""
+    """The number of gatherings and broadcasts of objects up to the first step."""
     votes: int
-    """Votes up to the first step."""
+    """The number of votes up to the first step."""
 
 
 def estimate(ranks: int, costs: Costs, site: Site) -> dict[str, float]:
-    """Return the seconds of each part of a start on so many ranks."""
+    """Return the seconds of each part of a start on `ranks` ranks."""
     machines = max(1, ranks // site.ranks_per_machine)
     peers = ranks - 1
     rounds = 2 * math.ceil(math.log2(ranks))

@@ -1,4 +1,4 @@
-"""The table of a start's time: a part a row, a number of ranks a column."""
+"""The table of a start's time: one row for each part, one column for each number of ranks."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,8 +1,9 @@
 """DALI's own pipeline with its RandAugment (`nvidia.dali.auto_aug`), as in NVIDIA's examples.
 
-DALI draws by itself, so a sample depends on its batch, and nothing can be replayed. Its RandAugment
-has other operations and warps than timm's; here each is applied with probability 0.5, as in timm.
-DALI erases with a constant. It has no copies of an image; each costs as much as another image.
+DALI draws the random values itself, so a sample depends on its batch, and nothing can be replayed.
+Its RandAugment has other operations and warps than timm's; here each is applied with probability
+0.5, as in timm. DALI erases with a constant. It has no copies of an image: a copy costs as much as
+another image.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ _SHUFFLED = 1000  # samples of the buffer
 def start_auto_aug(case: Case) -> Started:
     """Start DALI's pipeline."""
     threads = {"num_threads": case.workers, "device_id": None}
-    with contextlib.redirect_stderr(io.StringIO()):  # DALI warns of names that it uses itself
+    with contextlib.redirect_stderr(io.StringIO()):  # DALI warns of old names in its own code
         graph = _graph(case, batch_size=BATCH, **threads)
     graph.build()
     return (torch.from_dlpack(graph.run()[0].as_tensor()) for _ in iter(int, 1)), []

@@ -1,4 +1,4 @@
-"""The task of a loader, and the start of one."""
+"""The task of a loader, and the start of a loader."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ class Case:
     root: str
     """A folder with train/CLASS/*.jpg and tars/*.tar (`images.PATTERN`)."""
     data: str = "folder"
-    """folder or tars."""
+    """The form of the data set: folder or tars."""
     samples: int = 0
-    """Images in it, copies not counted."""
+    """The number of images in it, without copies."""
     size: int = 224
     copies: int = 1
-    """Copies of an image in an epoch, one beside the other."""
+    """The copies of an image in an epoch, one beside the other."""
     workers: int = 2
     augments: bool = True
     erases: bool = True
@@ -31,7 +31,7 @@ class Case:
 
 
 Started = tuple[Iterator[Any], list[int]]
-"""Endless batches, tensors (B, 3, S, S), and the ids of the loader's worker processes."""
+"""A started loader: endless batches, tensors (B, 3, S, S), and the ids of its worker processes."""
 Start = Callable[[Case], Started]
 
 

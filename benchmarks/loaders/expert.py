@@ -1,9 +1,9 @@
-"""The fastest loader that torch's own parts give: simplejpeg and torchvision's transforms v2.
+"""The fastest loader from torch's DataLoader, simplejpeg and torchvision's transforms v2.
 
-uint8 tensors, whose channels are last for the resize, which is fastest so, and in planes after it;
-each operation of RandAugment with probability 0.5, as in timm; batches are normalised and erased by
-timm's `PrefetchLoader`. It takes what its libraries offer for speed: a fast inverse transform and
-repeated chroma in the decoder, bilinear warps. Its pixels are not PIL's, and no step can be
+Tensors are uint8, channels last for the resize, which is the fastest layout, and in planes after
+it; each operation of RandAugment has probability 0.5, as in timm; batches are normalised and erased
+by timm's `PrefetchLoader`. It uses the fast options of its libraries: a fast inverse transform and
+repeated chroma in the decoder, bilinear warps. Its pixels are not those of PIL, and no step can be
 replayed.
 """
 
@@ -27,11 +27,11 @@ from benchmarks.loaders.images import MEAN, PATTERN, SHARDS, STD
 _MAGNITUDE = {"magnitude": 9, "num_magnitude_bins": 11}  # timm's m9: 9 of 0 to 10
 _SHUFFLED = 1000  # samples of the buffer, as in webdataset's examples
 Sample = tuple[torch.Tensor, int]
-"""uint8 (n, 3, S, S), the copies of one image that are made from one decoding, and its label."""
+"""The copies of one image that are made from one decoding, uint8 (n, 3, S, S), and its label."""
 
 
 def start_each_copy(case: Case) -> Started:
-    """Start the loader that decodes each copy by itself, as with deit's RASampler."""
+    """Start the loader that decodes each copy separately, as with deit's RASampler."""
     return _start(case, each=case.copies, together=1)
 
 

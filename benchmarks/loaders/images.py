@@ -10,7 +10,7 @@ from PIL import Image
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHARDS = 4
 PATTERN = f"train-{{0..{SHARDS - 1}}}.tar"
-"""Of the shards' names."""
+"""The pattern of the shards' names."""
 
 
 def write_images(root: Path, count: int, links: int, size: tuple[int, int] = (500, 375)) -> None:

@@ -1,6 +1,7 @@
-"""fastdeit's training loader, planning and feeding included, and DALI's reading and decoding alone.
+"""fastdeit's training loader, with planning and feeding, and DALI's reading and decoding alone.
 
-The loader is the trainer's: the plan with DropPath's bits and digests, the quarantine, labels.
+The loader is that of the trainer: the plan with DropPath's bits and digests, the quarantine,
+labels.
 """
 
 import functools
@@ -36,7 +37,7 @@ def start_native(case: Case) -> Started:
 def _start(case: Case, backend: str) -> Started:
     index = _index(case)
     options = PipelineOptions(MEAN, STD, num_threads=case.workers, backend=backend)
-    # samples: by default 4096 are planned at once, so that most measurements would have no planning
+    # by default 4096 samples are planned at once, so most measurements would include no planning
     train._PLANNED_AT_ONCE = 4 * BATCH
     loader = train.TrainLoader(
         index,
@@ -59,7 +60,7 @@ def _spec(case: Case) -> PlanSpec:
 def _index(case: Case) -> Index:
     if case.data == "tars":
         return build_index(case.folder, PATTERN)
-    return build_index(case.folder.parent, case.folder.name)  # its table lies beside the classes
+    return build_index(case.folder.parent, case.folder.name)  # it is stored beside the classes
 
 
 def start_reading(case: Case) -> Started:

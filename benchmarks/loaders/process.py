@@ -1,7 +1,7 @@
-"""A loader in a process of its own, which measures it each time it is asked.
+"""A loader in its own process, which measures the loader on request.
 
-So each has its own libraries (Pillow-SIMD in the place of Pillow), torch's workers are forked where
-no DALI runs, and CPU time is that of the loader alone.
+So each loader has its own libraries (Pillow-SIMD instead of Pillow), torch's workers are forked in
+a process without DALI, and CPU time is that of the loader alone.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class LoaderProcess:
         )
 
     def measure(self, case: Case, images: int) -> float:
-        """Return CPU ms an image, of all threads and processes, over at least `images` images.
+        """Return the CPU ms for an image, of all threads and processes, over at least `images`.
 
         Raises RuntimeError when the process ends.
         """
@@ -58,10 +58,10 @@ class LoaderProcess:
 
 
 def measure(started: Started, images: int) -> float:
-    """Return CPU ms an image over at least `images` images.
+    """Return the CPU ms for an image over at least `images` images.
 
-    From idle to idle: the queues are as full at the end as before, so the time is that of as many
-    batches as were taken.
+    From idle to idle: the queues are as full at the end as at the beginning, so the time is that of
+    as many batches as were taken.
     """
     batches, workers = started
     cpu = _idle_cpu_seconds(workers)
@@ -72,8 +72,8 @@ def measure(started: Started, images: int) -> float:
 
 
 def _idle_cpu_seconds(workers: list[int]) -> float:
-    """Return `cpu_seconds` once the loader has filled its queues: no thread can run, and none did,
-    such as one that waits for Python's lock now."""
+    """Return `cpu_seconds` once the loader has filled its queues: no thread can run, and the CPU
+    time has not changed, as it would with a thread that waits for Python's lock."""
     idle = 0
     spent = cpu_seconds(workers)
     while idle < _IDLE_POLLS:
@@ -127,7 +127,7 @@ def _serve(start: Start, requests: Iterator[str]) -> Iterator[float]:
 
 def _main(name: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # the output of libraries is not an answer
     module, function = name.split(":")
     start = getattr(importlib.import_module(module), function)
     for answer in _serve(start, sys.stdin):

@@ -1,9 +1,8 @@
 """timm's loader, sample by sample and as its train.py runs it.
 
-The recipe of deit in timm's arguments. Its uint8 batches are normalised and erased by
-`PrefetchLoader`, in the process that trains; on a GPU that is the GPU's work. Copies come from
-timm's RepeatAugSampler, deit's RASampler, and each is decoded by itself; its reader of shards has
-none, so the shards give one copy.
+The arguments are those of deit's recipe. `PrefetchLoader` normalises and erases the uint8 batches
+in the process that trains; with a GPU, on the GPU. Copies come from timm's RepeatAugSampler, deit's
+RASampler, and each is decoded separately; timm's reader of shards has no copies.
 """
 
 from typing import Any

@@ -1,16 +1,16 @@
 """Counters of what a step requests from its device: launches, copies, reads, synchronisations.
 
 They count calls in torch's dispatcher, on any device, so a CPU shows the requests that a GPU would
-get. The backward is included: the threads of the autograd engine inherit the dispatch mode of the
-thread that calls it. One call counts as one of
+have. The backward is included: the threads of the autograd engine inherit the dispatch mode of the
+thread that calls it. One call is counted as one of
 
   launches          every operator that returns or changes a tensor, except views, allocations and
-                    reads. A `_foreach` operator, an operator of ours and a collective are one
-                    each, whatever the number of kernels in them
+                    reads. A `_foreach` operator, an operator of fastdeit and a collective are one
+                    each, whatever the number of their kernels is
   reads             operators whose result the host waits for: `.item()`, `bool()` and `float()` of
                     a tensor (`_local_scalar_dense`), `equal`, and those with an output of unknown
                     size (`nonzero`, `unique`, an index that is a mask)
-  copies            `copy_` and `_to_copy` between the host and a device; they are launches too
+  copies            `copy_` and `_to_copy` between the host and a device; they are launches, too
   synchronisations  `synchronize` of torch.cuda, of its streams and events, and of DeepSpeed's
                     accelerator, each call once
 
@@ -44,7 +44,7 @@ ALLOCATIONS = {
     aten.set_,
 }
 NO_LAUNCH = ALLOCATIONS | {aten._unsafe_view, aten.record_stream}
-"""Operators that launch nothing, which their schema does not show."""
+"""The operators that launch nothing, although their schema does not show that."""
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 UNKNOWN = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 COPIES = {aten.copy_, aten._to_copy}
@@ -64,7 +64,7 @@ class StepCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operators: Counter[str] = Counter()
-        """Launches by operator."""
+        """The launches by operator."""
         self.copies = 0
         self.reads: Counter[Place] = Counter()
         self.synchronisations: Counter[Place] = Counter()
@@ -195,7 +195,7 @@ def crosses(args: Any, kwargs: Any) -> bool:
 
 
 def _caller() -> Place:
-    """Return the innermost place outside of torch and of this file."""
+    """Return the innermost place outside torch and this file."""
     inside = ("torch.", f"{__name__}.")
     frame = sys._getframe(2)
     while frame.f_back and f"{frame.f_globals['__name__']}.".startswith(inside):

@@ -8,8 +8,8 @@ from fastdeit.kernels import launch_configs
 
 @contextmanager
 def use_form(op: str, form: str, launch: Mapping[str, int] | None = None) -> Iterator[None]:
-    """Run an op in one of its `launch_configs.FORMS`, whatever the table has, and its kernels with
-    the numbers of `launch` in place of the table's."""
+    """Run an op in one of its `launch_configs.FORMS`, and its kernels with the numbers of `launch`,
+    in place of those of the table."""
     find = launch_configs._find_row
 
     def find_row(name: str, arch: int, bits: int, D: int, N: int) -> dict:

@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("torch", "triton", "dali", "deepspeed")
 MEASURED = ("ms_p20", "ms_p50", "ms_p80", "gbps", "pct_of_copy", "images_per_s", "peak_mib")
 COUNTED = ("launches", "host_ms", "waits", "idle_pct")
-"""Of a whole step only, empty elsewhere: see bench_engine."""
+"""The columns of a whole step, empty in other rows: see bench_engine."""
 COLUMNS = (
     "date",
     "commit",
@@ -48,25 +48,26 @@ COLUMNS = (
     *COUNTED,
 )
 H100_BYTES = 2.8e12
-"""Bytes a second that a streaming kernel reaches on an H100; for estimates without one."""
+"""The bytes a second that a streaming kernel reaches on an H100; for estimates without one."""
 H100_CLOCKS = 132 * 1.755e9
-"""Clocks a second of all SMs of an H100, each of which issues 128 threads' instructions."""
+"""The clocks a second of all SMs of an H100, each of which issues the instructions of 128
+threads."""
 Row = dict[str, str | float]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A call of an op's launcher that `resources.py` compiles without a GPU, and requirements on
-    the kernels it names."""
+    """A call of an op's launcher that `resources.py` compiles without a GPU, and the conditions
+    that its kernels must meet."""
 
     name: str
     run: Callable[[], object]
     wgmma: tuple[str, ...] = ()
-    """Kernels whose matrix products must all be Hopper's warp-group instructions."""
+    """The kernels whose matrix products must all be Hopper's warp-group instructions."""
     streams: tuple[str, ...] = ()
-    """Kernels that only move data: their loads and stores must be 128 bits wide."""
+    """The kernels that only move data, whose loads and stores must be 128 bits wide."""
     oldest: int = 80
-    """The oldest architecture that it is for."""
+    """The oldest architecture that the launch is for."""
 
 
 def gate(actual: torch.Tensor, expected: torch.Tensor, name: str) -> None:
@@ -168,7 +169,7 @@ def installed(package: str) -> str:
 
 
 def environment(device: torch.device) -> Row:
-    """Return the columns of date, commit, device, CPU and versions; a missing package stays
+    """Return the columns of date, commit, device, CPU and versions; that of a missing package is
     empty."""
     stamp: Row = {
         "date": datetime.date.today().isoformat(),
@@ -189,7 +190,7 @@ def cpu_name() -> str:
 
 
 def device_slug(device: torch.device) -> str:
-    """Return the device's name as part of a file name."""
+    """Return the device's name in a form for file names."""
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower())
 
 
@@ -204,7 +205,7 @@ def append(rows: Iterable[Row], device: torch.device, folder: Path = RESULTS) ->
 def write_rows(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
     """Append rows to a CSV file, with a header when it is new.
 
-    A file keeps its columns; missing ones are added after them, empty in the old rows.
+    The columns of an existing file remain; missing ones are added after them, empty in old rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = _widen(path, columns) if path.exists() and path.stat().st_size else columns
@@ -249,8 +250,8 @@ def run_benchmark(
 ) -> None:
     """Run the command line of a bench_<op>.py: measure every case and append its rows at once.
 
-    doc: the module's docstring. cases: by device type, the most important first, the arguments of
-    bench before device, environment columns and copy bandwidth.
+    doc: the module's docstring. cases: the first arguments of `bench`, by device type, the most
+    important case first; device, environment columns and copy bandwidth follow them.
     """
     parser = make_parser(doc)
     add_out(parser)

@@ -18,8 +18,8 @@ LOOKUP = 1024
 
 
 def imagenet_row(folder: Path) -> dict[str, str]:
-    """Time opening a cache of ImageNet's size, and look-ups, with its written parts in the page
-    cache."""
+    """Return the times to open a cache of ImageNet's size and to look up records; the written
+    chunks are in the page cache."""
     samples = IMAGENET // 2 * 2
     manifest = Manifest("hard", 1, 1000, samples, {}, {}, LARGEST_CHUNK)
     plan = Plan(PlanSpec(), np.full((IMAGENET, 2), 256, np.int32))

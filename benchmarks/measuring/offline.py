@@ -1,4 +1,4 @@
-"""Triton's kernels compiled without a GPU, and what the disassembler of its wheel finds in them."""
+"""Triton's kernels compiled without a GPU, and counts of their code by its wheel's disassembler."""
 
 import re
 import subprocess
@@ -38,9 +38,9 @@ class OfflineDriver:
 
 @contextmanager
 def compiled_only(arch: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
-    """Make launches compile for sm_<arch> without running; yield the list of compiled kernels.
+    """Make launches compile for sm_<arch> without a run; yield the list of compiled kernels.
 
-    Use it in a separate process: Triton keeps the driver.
+    Use it in a separate process, as Triton does not release the driver.
     """
     found: list[tuple[Any, dict[str, Any]]] = []
     run = JITFunction.run
@@ -71,7 +71,7 @@ def _dump(kernel: Any, *options: str) -> str:
 
 
 def _ctas_per_sm(registers: int, warps: int, shared: int, arch: int) -> int:
-    """Return how many CTAs fit on one SM.
+    """Return the number of CTAs that fit on one SM.
 
     64 K registers are allocated in units of 256 a warp; 1 KiB of shared memory a CTA is reserved.
     """

@@ -1,9 +1,9 @@
 """The peer of whole steps: timm training the same student on the same batches.
 
-fp32 weights, under autocast where ours trains in bf16; the two heads with deit's soft-target and
-hard-label losses; timm's parameter groups, schedule, EMA and gradient scaler. With fused AdamW the
-scaler skips a step with non-finite gradients without a synchronisation, while the scripts of timm
-and deit read the loss in every step: the peer is as fast as its users could make it.
+It has fp32 weights, under autocast if ours trains in bf16; the two heads with deit's soft-target
+and hard-label losses; timm's parameter groups, schedule, EMA and gradient scaler. With fused AdamW
+the scaler skips a step with non-finite gradients without a synchronisation, while the scripts of
+timm and deit read the loss in every step: the peer is as fast as its users could make it.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def soft_target(labels: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
 def hard_distillation(
     outputs: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor, decision: torch.Tensor
 ) -> torch.Tensor:
-    """Compute deit's loss with a weight of one half. Source: deit losses.py."""
+    """Return deit's loss with a weight of one half. Source: deit, losses.py."""
     cls, dist = outputs
     base = SoftTargetCrossEntropy()(cls.float(), target)
     return (base + F.cross_entropy(dist.float(), decision)) / 2
@@ -52,7 +52,7 @@ def hard_distillation(
 
 @contextlib.contextmanager
 def no_branch_dropped() -> Iterator[None]:
-    """Make timm's DropPath keep every branch, scaled as a kept one."""
+    """Make timm's DropPath keep every branch, with the scale of kept branches."""
     with mock.patch.object(DropPath, "forward", lambda layer, x: x / (1 - layer.drop_prob)):
         yield
 

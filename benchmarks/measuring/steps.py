@@ -12,14 +12,14 @@ from benchmarks.measuring.counting import StepCounter, count_waits, kernel_spans
 from benchmarks.measuring.harness import Row
 
 TIMED = 20
-"""Timed steps, after `COUNTED` steps of warm-up."""
+"""The number of timed steps, after `COUNTED` steps of warm-up."""
 COUNTED = 5
-"""Steps over which launches, waits and host time are measured."""
+"""The number of steps over which launches, waits and host time are measured."""
 Step = Callable[[], torch.Tensor]
 
 
 def step_times_ms(step: Step, device: torch.device) -> list[float]:
-    """Return the times between consecutive steps, after some steps of warm-up."""
+    """Return the milliseconds between consecutive steps, after some steps of warm-up."""
     for _ in range(COUNTED):
         step()
     marks = [_mark(device)]

@@ -1,9 +1,9 @@
 """A substitute for CUDA graphs on a CPU: it records the operators of a function with their tensors,
 and a replay calls the same operators on the same memory.
 
-So a Python number that changes between two steps stays as it was recorded, as in a CUDA graph; a
-read of a value, a copy between devices and a random number raise RuntimeError, as they do there or
-would give wrong results.
+So a Python number that changes between two steps has its recorded value, as in a CUDA graph; a read
+of a value, a copy between devices and a random number raise RuntimeError, as a CUDA graph does not
+allow them or would give wrong results.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from fastdeit.training.graphs.undo import Undo
 
 
 class Tape(TorchDispatchMode):
-    """A record of operators and of the tensors that they took and gave."""
+    """A record of operators with their input and output tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class Tape(TorchDispatchMode):
 
     @torch.no_grad()
     def replay(self) -> None:
-        """Call all operators again, unseen by counters; their results go where the first ones
-        are."""
+        """Call all operators again, without counting them, and write their results to the memory of
+        the first ones."""
         with _disable_current_modes():
             for func, args, kwargs, outputs in self._calls:
                 results = tree_flatten(func(*args, **kwargs))[0]
@@ -54,7 +54,8 @@ class Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    """The recorder of tapes; recorded: operators of each; replayed: of each that was replayed."""
+    """The recorder of tapes; recorded: the number of operators of each tape; replayed: that of each
+    replay."""
 
     def __init__(self) -> None:
         self.recorded: list[int] = []

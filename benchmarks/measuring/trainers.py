@@ -23,10 +23,10 @@ from fastdeit.training.trainer import Trainer
 
 CLASSES = 1000
 STEPS_PER_EPOCH = 1251
-"""Of ImageNet at a batch size of 1024, as in the recipe's schedule."""
+"""The steps in an epoch of ImageNet at a batch size of 1024, as in the recipe's schedule."""
 TOY = {"model": "deit_tiny_distilled_patch16_224", "embed_dim": 32, "depth": 12, "num_heads": 1}
-"""A student with all blocks and parameters of a DeiT, but small: on a CPU, launches take more time
-than arithmetic."""
+"""A small student with all blocks and parameters of a DeiT, whose launches take more time than the
+arithmetic on a CPU."""
 DIGITS = {
     **{"model": "deit_tiny_distilled_patch16_224", "patch_size": 4, "embed_dim": 96},
     **{"depth": 4, "num_heads": 3, "drop_path": 0.05},
@@ -35,7 +35,7 @@ DIGITS = {
 SMALL_STUDENTS = {"toy": TOY, "digits": DIGITS}
 SMALL_SIZE = 32
 MANIFEST = Manifest("hard", 1, CLASSES, samples=2, facts={})
-"""Describes the records of the teacher's outputs in the batches."""
+"""The manifest of the records of the teacher's outputs in the batches."""
 
 
 def make_config(
@@ -67,7 +67,8 @@ def make_config(
 
 
 def model_sizes(config: Config) -> dict[str, int]:
-    """Return the sizes that the config sets, by the keywords of `Student`, which are timm's too."""
+    """Return the sizes that the config sets, by the keywords of `Student`, which are those of
+    timm."""
     names = ("patch_size", "embed_dim", "depth", "num_heads")
     sizes = {name: getattr(config.model, name) for name in names}
     return {name: size for name, size in sizes.items() if size is not None}

@@ -30,7 +30,7 @@ def _random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def _forward_backward(run: Callable[..., Any], *leaves: torch.Tensor) -> Iterator[tuple[str, Call]]:
-    """Yield the forward, and the backward alone, of an op of these leaves."""
+    """Yield the forward, and the backward alone, of an op with these leaves."""
     for leaf in leaves:
         leaf.requires_grad_()
     result = run(*leaves)

@@ -1,4 +1,4 @@
-"""The command lines of both trainers: one list of deit's flags, and what each adds to it."""
+"""The command lines of both trainers: one list of deit's flags, and the additions of each."""
 
 import os
 import sys
@@ -9,17 +9,20 @@ ROOT = Path(__file__).parents[2]
 WRAPPER = ROOT / "benchmarks" / "official" / "run_deit.py"
 TEACHER = "regnety_002"
 SIZE = 48
-"""Side of the images: up to 32 px deit crops in another way (`datasets.build_transform`)."""
+"""The side of the images in pixels: up to 32 deit crops differently
+(`datasets.build_transform`)."""
 BATCH = 32
 STUDENT = (
     "--model deit_tiny_distilled_patch16_224 --patch-size 8 --embed-dim 64 --depth 4 --num-heads 2"
 ).split()
-"""A student with deit's two tokens and two heads; run_deit.py has our flags of its sizes."""
+"""The flags of a student with deit's two tokens and two heads; run_deit.py has our flags of its
+sizes."""
 SHARED = (
     f"--input-size {SIZE} --batch-size {BATCH} --lr 16e-3 --warmup-epochs 1 --drop-path 0.05 "
     f"--distillation-type hard --teacher-model {TEACHER} --num_workers 1"
 ).split()
-"""All others are deit's defaults: AdamW, cosine, RandAugment, Mixup, CutMix, RandomErasing, EMA."""
+"""The flags that are not deit's defaults: these have AdamW, cosine, RandAugment, Mixup, CutMix,
+RandomErasing and EMA."""
 DEITS = "--device cpu".split()
 OURS = f"--recipe deit_paper --mixup-group {BATCH} --teacher-input-size {SIZE}".split()
 TEACHERS = (
@@ -38,7 +41,7 @@ class Deit(NamedTuple):
 
 
 def list_flags(folder: Path, *, seed: int, epochs: int) -> list[str]:
-    """Return the flags that both trainers get; folder: that of images and teacher."""
+    """Return the flags of both trainers; folder: that of images and teacher."""
     files = ["--data-path", str(folder / "images"), "--teacher-path", str(folder / "teacher.pth")]
     return [*STUDENT, *SHARED, *files, "--seed", str(seed), "--epochs", str(epochs)]
 

@@ -1,4 +1,4 @@
-"""Both trainers compared, from their rows: accuracy with its deviation, and CPU time."""
+"""The comparison of both trainers, from their rows: accuracy with its deviation, and CPU time."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ Row = Mapping[str, str]
 
 
 class Interval(NamedTuple):
-    """Limits of a difference of means."""
+    """The limits of a difference of means."""
 
     low: float
     high: float
@@ -40,15 +40,16 @@ def values_of(rows: Sequence[Row], column: str) -> list[float]:
 
 
 class Times(NamedTuple):
-    """CPU time of a trainer."""
+    """The CPU time of a trainer."""
 
     run_s: float
     update_ms: float
 
 
 def measure_times(rows: Sequence[Row], impl: str) -> Times:
-    """Return the median of the long runs, and the time of one more update, evaluations included:
-    what a long run uses beyond the short one, so that what a process does once does not count."""
+    """Return the median of the long runs, and the time of one more update with its share of the
+    evaluations: the time of a long run beyond that of the short one, so that the start of a process
+    does not count."""
     runs = select_runs(rows, impl)
     images, most = runs[0]["train_images"], int(runs[0]["updates"])
     of_size = [row for row in rows if row["impl"] == impl and row["train_images"] == images]
@@ -59,7 +60,8 @@ def measure_times(rows: Sequence[Row], impl: str) -> Times:
 
 
 def describe_difference(rows: Sequence[Row]) -> str:
-    """Return the difference of top-1, ours less deit's, its interval, and whether that has 0."""
+    """Return a text on the difference of top-1, ours less deit's, with its interval, and on whether
+    that has 0."""
     theirs, ours = (values_of(select_runs(rows, impl), "top1") for impl in TRAINERS)
     mean = f"{statistics.mean(ours) - statistics.mean(theirs):+.2f}"
     if min(len(ours), len(theirs)) < 2:

@@ -2,7 +2,8 @@
 
 PYTHON -m benchmarks.official.deit_step CHECKOUT INPUT OUTPUT
 
-INPUT and OUTPUT are files of `torch.save`; first_step.py has what is in them. Not for other use.
+INPUT and OUTPUT are files of `torch.save`, which first_step.py writes and reads. It has no other
+use.
 """
 
 import sys

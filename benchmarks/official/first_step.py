@@ -1,4 +1,4 @@
-"""The first step of both trainers: the same weights, batch and teacher; loss and gradients."""
+"""The first step of both trainers, from the same weights, batch and teacher: loss and gradients."""
 
 import subprocess
 from pathlib import Path
@@ -26,7 +26,7 @@ SIZES = {
 
 
 def make_student() -> Student:
-    """Return our student with deit's bias of query, key and value and no weight at zero."""
+    """Return our student, with deit's bias of query, key and value, and no weight that is 0."""
     student = build_student(
         MODEL, num_classes=CLASSES, image_size=SIZE, qkv_bias=True, drop_path=0.0, **SIZES
     )
@@ -95,7 +95,7 @@ def run_deit_step(checkout: Path, python: Path, folder: Path, batch: Any) -> Any
 def compare_first_step(checkout: Path, python: Path, folder: Path) -> dict[str, float]:
     """Return the largest difference of loss or gradients by kind of distillation.
 
-    folder: has the teacher's file. Raises AssertionError if a difference is above 1e-5.
+    folder: that of the teacher's file. Raises AssertionError if a difference is above 1e-5.
     """
     torch.manual_seed(1)
     batch = make_batch()

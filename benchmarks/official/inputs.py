@@ -15,8 +15,8 @@ SIDE = 28
 def write_images(source: Path, folder: Path, counts: dict[str, int]) -> None:
     """Write the first images of each split of IDX files as PNG files in folders of classes.
 
-    counts: images by split. Images that are there already stay. Raises ValueError if the source
-    has no IDX files of a split, or too few images, or if the folder has more than are wanted.
+    counts: the number of images by split. Existing images remain. Raises ValueError if the source
+    has no IDX files of a split, or too few images, or if the folder has more than `counts`.
     """
     for split, count in counts.items():
         files = idx_files(source, split)

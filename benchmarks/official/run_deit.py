@@ -2,8 +2,8 @@
 
 PYTHON run_deit.py CHECKOUT [--patch-size P --embed-dim D --depth L --num-heads H] FLAGS_OF_MAIN
 
-What differs from `python main.py FLAGS_OF_MAIN` is in `SHIMS`, a function each; deit's own files
-stay as they are, and none of them is here. This file imports nothing of fastdeit.
+Each difference to `python main.py FLAGS_OF_MAIN` is a function in `SHIMS`; deit's own files are not
+changed, and none of them is here. This file imports nothing of fastdeit.
 """
 
 import argparse
@@ -22,7 +22,7 @@ STUDENTS = ("deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224")
 
 
 def load(name: str) -> Any:
-    """Import a module of deit's environment, of which no types are known here."""
+    """Import a module of deit's environment, whose types are not known here."""
     return importlib.import_module(name)
 
 
@@ -47,7 +47,7 @@ def mix_on_cpu() -> None:
 
 
 def count_classes() -> None:
-    """Make the head of `--data-set IMNET` as wide as the folder has classes, in place of 1000."""
+    """Give the head of `--data-set IMNET` the number of classes of the folder, instead of 1000."""
     datasets = load("datasets")
     build = datasets.build_dataset
 
@@ -59,7 +59,7 @@ def count_classes() -> None:
 
 
 def repeat_in_one_process() -> None:
-    """Make one process take deit's distributed branch, which alone has repeated augmentation.
+    """Make one process use deit's distributed branch, which alone has repeated augmentation.
 
     No process group is made: deit's helpers then return rank 0 of 1. DataParallel without a GPU
     calls the model as it is.
@@ -103,7 +103,7 @@ def _create(kind: Any, fixed: dict[str, Any], pretrained: bool = False, **given:
 
 
 def split_sizes(argv: list[str]) -> tuple[dict[str, int], list[str]]:
-    """Return the sizes that the command line names, and the flags that are left for main.py."""
+    """Return the sizes that the command line names, and the remaining flags, for main.py."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in SIZES:
         parser.add_argument("--" + name.replace("_", "-"), type=int)

@@ -1,4 +1,4 @@
-"""One run of a trainer in a process of its own: what it used, and what it reached."""
+"""One run of a trainer in its own process: the resources that it used, and its accuracy."""
 
 import json
 import os
@@ -12,14 +12,15 @@ from benchmarks.official.commands import make_environment
 
 
 class Usage(NamedTuple):
-    """Resources of a process and of the children that it waited for."""
+    """The resources of a process and of the children that it waited for."""
 
     cpu_s: float
     wall_s: float
 
 
 def run_command(command: list[str], output: Path) -> Usage:
-    """Run a trainer into a new folder, with its output beside it, and return what it used.
+    """Run a trainer with a new output folder, write its printed output beside that, and return the
+    resources that it used.
 
     Raises RuntimeError, with the last lines of its output, if it fails.
     """

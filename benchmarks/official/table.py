@@ -1,4 +1,4 @@
-"""The table of both trainers: accuracy, CPU time and versions, a trainer a row."""
+"""The table of both trainers: accuracy, CPU time and versions, one row a trainer."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from benchmarks.official.comparison import (
 
 
 def compare_trainers(rows: Sequence[Row]) -> list[list[str]]:
-    """Return accuracy and CPU time of deit's own trainer and ours, and how they differ."""
+    """Return accuracy and CPU time of deit's own trainer and ours, and their differences."""
     table = [["trainer", "top-1 %", "seeds", "CPU s of a run", "CPU ms of an update", "versions"]]
     times = {impl: measure_times(rows, impl) for impl in TRAINERS}
     for impl, (whole, update) in times.items():

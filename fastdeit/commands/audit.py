@@ -59,7 +59,7 @@ class AuditOptions:
     weights: SourceFlags = dataclasses.field(default_factory=SourceFlags)
     result: ResultOptions = dataclasses.field(default_factory=ResultOptions)
     recipe: str = ""
-    """In place of RUN|CHECKPOINT: a recipe, with any flags of `fastdeit train`."""
+    """A recipe instead of RUN|CHECKPOINT, with any flags of `fastdeit train`."""
 
 
 def audit_command(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Build a data set's index, its quarantine and its loaders from a `Config`."""
+"""The index, the quarantine and the loaders of a data set, built from a `Config`."""
 
 import contextlib
 import os

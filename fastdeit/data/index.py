@@ -205,9 +205,9 @@ class Index:
 
     @functools.cached_property
     def _open_numbered(self) -> Callable[[int], np.ndarray | ParquetImages]:
-        """The function that returns the encoded images of a file by number, uint8 (length,) each;
-        the last few files stay open."""
-        # of each index its own: a later one may be of a file that has been replaced
+        """Return a function from a place in `shards` to the encoded images of that file by number,
+        uint8 (length,) each; the files used last stay open."""
+        # each index has its own function: a later index may be of files that were replaced
         read = _BY_NUMBER[self.kind]
         return functools.lru_cache(_MOST_OPEN)(lambda shard: read(self.root / self.shards[shard]))
 

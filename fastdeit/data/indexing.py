@@ -27,7 +27,7 @@ from fastdeit.data.table import (
 )
 
 BadImages = Literal["error", "skip"]
-"""What bad images do: raise an error, or be excluded."""
+"""The treatment of bad images: an error, or exclusion."""
 
 
 def build_index(

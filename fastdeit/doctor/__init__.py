@@ -1,1 +1,1 @@
-"""Checks of a machine before it trains: each in a process of its own, with a time limit."""
+"""Checks of a machine before it trains, each in a child process with a time limit."""

@@ -15,21 +15,21 @@ from fastdeit.doctor.summary import Row, merge_ranks
 from fastdeit.doctor.table import CHECKS, CLEAN, GROUP, TRIAL
 
 _JOINS = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-"""Make a process that joins the group use the store of rank 0's command."""
+"""The variables with which a process that joins the group uses the store of rank 0's command."""
 _ORDER = (*CHECKS, Check("ranks", lambda target: absent("")), GROUP, TRIAL, CLEAN)
 SLOWER_S = 300.0
-"""By so much another rank may be slower."""
+"""The seconds by which another rank may be slower."""
 _SOON_S = 10.0
 
 
 def examine_alone(target: Target, *, quick: bool) -> Generator[Row, None, None]:
-    """Yield what each check finds; quick: without those that take seconds."""
+    """Yield the result of each check; quick: skip the checks that take seconds."""
     for check, finding in run_checks(_choose([*CHECKS, TRIAL], quick), target):
         yield Row(check.name, finding)
 
 
 def clean(target: Target) -> list[Row]:
-    """Remove what the checks have written; return a row if that fails."""
+    """Remove the files of the checks; return a row if that fails."""
     rows = [Row(check.name, finding) for check, finding in run_checks([CLEAN], target)]
     return [row for row in rows if row.finding.status != "ok"]
 
@@ -39,9 +39,9 @@ def _choose(checks: Sequence[Check], quick: bool) -> list[Check]:
 
 
 class Rank:
-    """This process among the ranks of a launch, and what it has found.
+    """This process among the ranks of a launch, and its findings.
 
-    Attributes: number, host, rows, is_cut_off (True: it cannot reach rank 0).
+    Attributes: number, host, rows, is_cut_off (whether it cannot reach rank 0).
     """
 
     def __init__(self, target: Target, *, quick: bool) -> None:
@@ -56,8 +56,8 @@ class Rank:
     def examine(self, limit_s: float) -> list[Row] | None:
         """Return the rows of all ranks on rank 0, None on the others.
 
-        limit_s: how long the others may take to start. A rank that cannot reach rank 0 returns what
-        it has found by itself.
+        limit_s: the seconds that the others may take to start. A rank that cannot reach rank 0
+        returns its own rows.
         """
         own = [check for check in CHECKS if check.each_rank or is_first_on_machine()]
         self._check(own, self._own_gpu)
@@ -73,7 +73,7 @@ class Rank:
         return self.rows
 
     def _meet(self, limit_s: float) -> Meeting | None:
-        """Wait for the other ranks, unless torch, which has the store, is broken."""
+        """Wait for the other ranks; return None if torch, which has the store, is broken."""
         return None if "import torch" in self._broken else Meeting(limit_s)
 
     def _examine_together(self, meeting: Meeting, limit_s: float) -> list[Row] | None:
@@ -105,13 +105,13 @@ class Rank:
         self.rows.append(Row(name, finding, self.number, self.host))
 
     def linger(self, limit_s: float) -> None:
-        """Wait until the other ranks have reported, if this one cannot reach them: a launcher ends
-        all when one ends with an error. Rank 0 then ends them soon."""
+        """Wait until the other ranks have reported, if this rank cannot reach rank 0: a launcher
+        ends all ranks when one ends with an error. Rank 0 waits only a short time."""
         if self.is_cut_off:
             time.sleep(limit_s + SLOWER_S if self.number else _SOON_S)
 
     def _report_missing(self, here: Mapping[int, str]) -> None:
-        """Add a row on the ranks that have not started in time."""
+        """Add a row that names the ranks that have not started in time."""
         size = int(os.environ["WORLD_SIZE"])
         missing = [str(rank) for rank in range(size) if rank not in here]
         hosts = ", ".join(dict.fromkeys(here.values()))

@@ -1,4 +1,4 @@
-"""The result of a check, and what a check is. Importing this imports no library."""
+"""A check, its target and its result. The module imports no library."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from typing import Literal
 
 Status = Literal["ok", "warning", "broken", "not applicable"]
 SEVERITY: tuple[Status, ...] = ("not applicable", "ok", "warning", "broken")
-"""Every status, the gravest last."""
+"""Every status, the most serious last."""
 MIB = 2**20
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check, and the change that it asks for; cure: empty if there is none."""
+    """The result of a check, and the change that it asks for, `cure`, which may be empty."""
 
     status: Status
     found: str
@@ -26,22 +26,23 @@ def good(found: str) -> Finding:
 
 
 def warn(found: str, cure: str) -> Finding:
-    """Return the finding of something that works, but slowly or not always."""
+    """Return the finding of a check of something that works, but slowly or not always."""
     return Finding("warning", found, cure)
 
 
 def fail(found: str, cure: str) -> Finding:
-    """Return the finding of something that training needs and that does not work."""
+    """Return the finding of a check of something that training needs and that does not work."""
     return Finding("broken", found, cure)
 
 
 def absent(found: str) -> Finding:
-    """Return the finding of a check that has nothing to look at here."""
+    """Return the finding of a check that does not apply to this machine."""
     return Finding("not applicable", found)
 
 
 def warn_of(found: str, faults: list[tuple[str, str]]) -> Finding:
-    """Return a warning that lists faults, each with its cure; without faults what was found."""
+    """Return a warning that lists (fault, cure) pairs after `found`; `found` alone, without a
+    warning, if there are none."""
     if not faults:
         return good(found)
     named = "; ".join(fault for fault, _ in faults)
@@ -50,9 +51,9 @@ def warn_of(found: str, faults: list[tuple[str, str]]) -> Finding:
 
 @dataclass(frozen=True)
 class Target:
-    """The places that the checks examine, as text, since it travels to other processes.
+    """The folders and devices that the checks examine, in a form for other processes.
 
-    scratch: a folder that a check may create, write to, and need not remove.
+    scratch: a folder that a check may create and write to; it need not remove it.
     """
 
     data_path: str = ""
@@ -60,23 +61,24 @@ class Target:
     output_dir: str = "."
     scratch: str = ""
     gpus: int = 0
-    """Of this machine, as the driver lists them."""
+    """The number of GPUs of this machine that the driver lists."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check of the table; each_rank: every rank runs it, else the first rank of a machine does.
+    """A check of the table.
 
-    limit_s: after it the check counts as broken. differs: what it means if a rank finds something
-    else than rank 0.
+    each_rank: whether every rank runs it, or the first rank of each machine. limit_s: the seconds
+    after which the check is broken. differs: the status if the finding of a rank is not that of
+    rank 0.
     """
 
     name: str
     run: Callable[[Target], Finding]
     needs: tuple[str, ...] = ()
-    """Other checks and libraries; if one of them is broken, this check is skipped."""
+    """The other checks and libraries that it needs; if one of them is broken, it is skipped."""
     limit_s: float = 30
     each_rank: bool = False
     differs: Status = "ok"
     quick: bool = True
-    """False: --quick skips it."""
+    """Whether it also runs with --quick."""

@@ -1,4 +1,4 @@
-"""A sample of a data set's images, found without an index, and JPEG files that are made."""
+"""Some images of a data set, found without an index, and generated JPEG files."""
 
 import io
 import itertools
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from fastdeit.data.formats.detect import SplitLocation
 
 COUNT = 256
-"""Images of a sample."""
+"""The number of images that are used."""
 _CLASSES = 64
 Place = tuple[str, int, int]
-"""File, offset and length of an encoded image."""
+"""The file, the offset and the length of an encoded image."""
 
 
 class NoImagesError(ValueError):
-    """There is no data set, or none whose images are files or lie in shards."""
+    """The error if there is no data set, or its images are neither files nor in shards."""
 
 
 def locate_images(root: str, split: str) -> list[Place]:
-    """Return where up to `COUNT` images of a split lie, from many of its classes.
+    """Return the places of up to `COUNT` images of a split, from many of its classes.
 
-    Raises NoImagesError for files of pixels (MNIST, CIFAR), which a run holds in memory, and
-    DataError.
+    Raises NoImagesError for files of pixels (MNIST, CIFAR), which a run reads into memory, and
+    DataError for a split that cannot be found or read.
     """
     from fastdeit.data.formats.detect import find_split
 
@@ -42,7 +42,7 @@ def locate_images(root: str, split: str) -> list[Place]:
 
 
 def _walk_classes(folder: Path) -> Iterator[str]:
-    """Yield files of up to `_CLASSES` class folders, a few of each: names are read, no image."""
+    """Yield files of up to `_CLASSES` class folders, a few of each; read names, but no image."""
     from fastdeit.data.formats.file_names import is_image, is_litter
     from fastdeit.data.formats.folder import class_folders
 
@@ -84,7 +84,7 @@ def _list_places(root: Path, found: "SplitLocation") -> list[Place]:
 
 
 def make_jpegs(count: int, size: tuple[int, int] = (500, 375)) -> list[bytes]:
-    """Return JPEG files of smooth noise, of about 60 kB at ImageNet's usual size.
+    """Return the bytes of JPEG files with smooth noise, about 60 kB each at ImageNet's usual size.
 
     size: width and height in pixels.
     """

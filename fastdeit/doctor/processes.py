@@ -1,4 +1,4 @@
-"""Checks in a child process, which may crash or hang in one: the next ones get a new child."""
+"""Checks in a child process: if it crashes or hangs in one, the next checks get a new process."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
     "from fastdeit.doctor.worker import main; main()"
 )
-"""Has the paths of this process: from where it imports is what is checked."""
+"""The child's program, which imports from the paths of this process, as these are checked."""
 _END_S = 5.0  # a process that waits for a dead file system cannot be killed
 _TAIL = 2000
 
@@ -32,8 +32,8 @@ def run_checks(
 ) -> Iterator[tuple[Check, Finding]]:
     """Run checks one after the other in a child process; yield each with its finding.
 
-    A check is skipped if one that it needs is broken. broken: names of checks that ran before and
-    are. variables: for the child's environment, beside those of this process.
+    A check is skipped if one that it needs is broken. broken: names of earlier checks that are
+    broken. variables: for the child's environment, beside those of this process.
     """
     failed = {name.removeprefix("import ") for name in broken}
     waiting = list(checks)
@@ -58,7 +58,7 @@ def run_checks(
 
 
 class Worker:
-    """A child process that runs one check after the other (worker.py)."""
+    """A child process that runs one check after the other (worker.py). Attributes: is_alive."""
 
     def __init__(self, target: Target, variables: Mapping[str, str]) -> None:
         order, self._orders = os.pipe()
@@ -81,7 +81,8 @@ class Worker:
         self._send(dataclasses.asdict(target))
 
     def run(self, check: Check) -> Finding:
-        """Return the finding of a check; without one, how the process ended, or that it hangs."""
+        """Return the finding of a check, or one that names how the process ended, or that it
+        hangs."""
         began = time.monotonic()
         self._send(check.name)
         line = self._read(began + check.limit_s)
@@ -94,7 +95,7 @@ class Worker:
         return fail(f"the process died: {self._name_exit()}", "repair or reinstall what it names")
 
     def _send(self, order: Any) -> None:
-        # that the child is dead shows when it is read from
+        # a dead child is noticed when its answer is read
         with contextlib.suppress(BrokenPipeError):
             os.write(self._orders, f"{json.dumps(order)}\n".encode())
 
@@ -112,8 +113,8 @@ class Worker:
         return line
 
     def end(self) -> int | None:
-        """End the process and those that it has started; return its exit code, None if it cannot be
-        ended."""
+        """End the process and those that it has started; return its exit code, or None if it does
+        not end."""
         if self.is_alive:
             self.is_alive = False
             for descriptor in (self._orders, self._answers, self._output):

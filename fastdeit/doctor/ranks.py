@@ -1,4 +1,4 @@
-"""The ranks of a launch: who is here, and what each has found."""
+"""The meeting of the ranks of a launch, at which they share their findings."""
 
 import datetime
 import json
@@ -10,10 +10,10 @@ _POLL_S = 0.1
 
 
 class Meeting:
-    """A store that all ranks of a launch reach: that of rank 0, or of torchrun.
+    """A store that all ranks of a launch can reach: that of rank 0, or of torchrun.
 
-    limit_s: how long rank 0 may take to be there. Raises RuntimeError if there is no way to it, or
-    if its port is in use.
+    limit_s: the seconds that rank 0 may take to start. Attributes: rank. Raises RuntimeError if the
+    store cannot be reached, or its port is in use.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -35,12 +35,12 @@ class Meeting:
         self._store = PrefixStore(f"fastdeit/doctor/{attempt}", store)
 
     def give(self, topic: str, value: Any) -> None:
-        """Store this rank's value (JSON), and do not wait."""
+        """Store this rank's value, as JSON, without a wait."""
         self._store.set(f"{topic}/{self.rank}", json.dumps(value))
 
     def gather(self, topic: str, value: Any, limit_s: float) -> dict[int, Any]:
-        """Store this rank's value, and return by rank those of all ranks that give one in time; who
-        has missed it once is not waited for again."""
+        """Store this rank's value, and return, by rank, the values that all ranks give within
+        `limit_s` seconds; later calls do not wait for a rank that was too late."""
         self.give(topic, value)
         deadline = time.monotonic() + limit_s
         found = {}

@@ -1,4 +1,4 @@
-"""The scratch folder of the checks, which is gone at the end."""
+"""The scratch folder of the checks, which is removed at the end."""
 
 import contextlib
 import os
@@ -12,18 +12,21 @@ from pathlib import Path
 from fastdeit.doctor.findings import Finding, Target, good, warn
 
 ANSWER_S = 20.0
+"""The seconds that a file system has for an answer."""
 
 
 def choose_scratch(output_dir: str) -> str:
     """Return the path of a folder that does not exist, in `output_dir` or, before a first run, in
-    the folder above it that exists. Nobody can guess it: what is compiled there is run."""
+    the nearest folder above it that exists. Nobody can guess the path, as code that is compiled
+    there is run."""
     wanted = Path(output_dir).absolute()
     home = next(place for place in (wanted, *wanted.parents) if place.is_dir())
     return str(home / f".fastdeit-doctor-{socket.gethostname()}-{secrets.token_hex(8)}")
 
 
 def answers(path: str) -> bool:
-    """Return False if the file system of a path gives no answer, as that of a dead server."""
+    """Return False if the file system of a path gives no answer within `ANSWER_S`, as that of a
+    dead server."""
     thread = threading.Thread(target=_look_at, args=(path,), daemon=True)
     thread.start()
     thread.join(ANSWER_S)
@@ -36,15 +39,15 @@ def _look_at(path: str) -> None:
 
 
 def open_scratch(target: Target) -> Path:
-    """Return the scratch folder, which exists then. Raises OSError."""
+    """Return the scratch folder; create it if necessary. Raises OSError if that fails."""
     folder = Path(target.scratch)
     folder.mkdir(0o700, exist_ok=True)
     return folder
 
 
 def open_any_scratch(target: Target) -> Path:
-    """Return the scratch folder, or one for temporary files if it cannot be written. Raises
-    OSError."""
+    """Return the scratch folder, or one for temporary files if it cannot be created. Raises OSError
+    if that fails, too."""
     try:
         return open_scratch(target)
     except OSError:

@@ -1,4 +1,4 @@
-"""The findings of all ranks, as one list."""
+"""The findings of all ranks as one list."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from fastdeit.doctor.findings import SEVERITY, Check, Finding, Status
 
 @dataclass(frozen=True)
 class Row:
-    """A finding, with the check's name and who has found it; host: empty for a single process."""
+    """A finding, with the names of its check and of its rank; host: empty for a single process."""
 
     check: str
     finding: Finding
@@ -23,21 +23,21 @@ class Row:
         return f"{self.check}, rank {self.rank} ({self.host})" if self.rank else self.check
 
     def describe(self) -> dict[str, Any]:
-        """Return the row for JSON."""
+        """Return the row as a JSON value."""
         where = {"rank": self.rank, "host": self.host} if self.host else {}
         return {"check": self.check, **dataclasses.asdict(self.finding), **where}
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "Row":
-        """Return the row that `describe` has described."""
+        """Return the row of a value of `describe`."""
         names = [field.name for field in dataclasses.fields(Finding)]
         finding = Finding(**{name: values[name] for name in names})
         return cls(values["check"], finding, values.get("rank", 0), values.get("host", ""))
 
 
 def merge_ranks(rows: Sequence[Row], checks: Sequence[Check]) -> list[Row]:
-    """Return the rows of rank 0, and of the others those that differ where all must be equal, or
-    that are worse than rank 0's."""
+    """Return the rows of rank 0, and those of other ranks that differ where all must be equal, or
+    that are worse than rank 0's; checks: their order."""
     merged = []
     for check in checks:
         of_check = sorted(
@@ -52,7 +52,7 @@ def merge_ranks(rows: Sequence[Row], checks: Sequence[Check]) -> list[Row]:
 
 
 def _mark_difference(row: Row, first: Row, differs: Status) -> Row:
-    """Return the row as a fault, if it must be equal to that of rank 0 and is not."""
+    """Return the row, as a fault if it must be equal to that of rank 0 and is not."""
     mine, theirs = row.finding, first.finding
     if mine.found == theirs.found or differs == "ok":
         return row
@@ -69,12 +69,12 @@ def _is_worse(row: Row, first: Row) -> bool:
 
 
 def find_worst(statuses: Sequence[Status]) -> Status:
-    """Return the gravest status, ok for none."""
+    """Return the most serious status, ok for none."""
     return max(statuses, key=SEVERITY.index, default="ok")
 
 
 def count_statuses(rows: Sequence[Row]) -> str:
-    """Return how many rows have each status, the gravest first."""
+    """Return a text with the number of rows of each status, the most serious first."""
     counts = [
         (status, sum(row.finding.status == status for row in rows)) for status in reversed(SEVERITY)
     ]

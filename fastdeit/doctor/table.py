@@ -40,15 +40,16 @@ CHECKS = (
     Check("data set", pictures.check_data, ("pyarrow", "Pillow"), 120),
     Check("disk", files.check_disk, ("pyarrow",), quick=False, limit_s=120),
 )
-"""The checks of each rank, or of the first of each machine, by itself."""
+"""The checks that each rank, or the first rank of each machine, runs alone."""
 GROUP = Check("all ranks", check_group, _TORCH, 120, each_rank=True)
-"""The checks that the ranks of a launch do together."""
+"""The check that the ranks of a launch run together."""
 TRIAL = Check("training", try_training, _TRAINING, 180, each_rank=True, quick=False)
 """Ten seconds of training; the limit includes the imports, and a compilation of half a minute."""
 CLEAN = Check("files left", remove_scratch)
+"""The removal of the checks' files, at the end."""
 _ALL = {check.name: check for check in (*CHECKS, GROUP, TRIAL, CLEAN)}
 
 
 def find_check(name: str) -> Check:
-    """Return a check by its name."""
+    """Return a check by its name. Raises KeyError for an unknown name."""
     return _ALL[name]

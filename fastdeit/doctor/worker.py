@@ -1,6 +1,6 @@
-"""The process that runs checks: it may crash or hang, and its parent (processes.py) continues.
+"""The process that runs checks: if it crashes or hangs, its parent (processes.py) continues.
 
-Orders and answers are JSON lines on two pipes of their own: libraries print to the streams.
+Orders and answers are JSON lines on two separate pipes, as libraries print to the streams.
 """
 
 import dataclasses
@@ -17,19 +17,20 @@ _LETTERS = 400
 
 
 def main() -> None:
-    """Answer orders until there are no more; the arguments are the numbers of the two pipes."""
-    die_with_parent(signal.SIGKILL)  # a stopped process takes no other
+    """Answer orders until there are no more; the command's arguments are the numbers of the two
+    pipes."""
+    die_with_parent(signal.SIGKILL)  # a stopped process receives no other signal
     with open(int(sys.argv[1])) as orders, open(int(sys.argv[2]), "w", buffering=1) as answers:
         target = Target(**json.loads(orders.readline()))
         for order in orders:
             finding = run_check(find_check(json.loads(order)), target)
             answers.write(f"{json.dumps(dataclasses.asdict(finding))}\n")
-    # libraries may hang or crash on their way out
+    # libraries may hang or crash at a normal exit
     os._exit(0)
 
 
 def run_check(check: Check, target: Target) -> Finding:
-    """Return the finding of a check; an error that it does not expect is one, too."""
+    """Return the finding of a check; an unexpected error is a finding, too."""
     try:
         return check.run(target)
     except Exception as error:

@@ -1,5 +1,5 @@
 """The estimate of a `Config` on given hardware. Nothing is trained: models are on torch's meta
-device."""
+device, without values."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -38,15 +38,15 @@ from fastdeit.training.memory.plan import CONTEXT, GB, find_largest
 _OF_PLAN = (0.9, 1.15)
 _OF_RESIDENT = (0.8, 1.6)
 _MOST = 1e9
-"""A price that no currency has."""
+"""The largest price that is accepted, in any currency."""
 _SPEEDS = (1e-6, 1e6)
-"""GB/s that no disk has."""
+"""The smallest and the largest speed of a disk that is accepted, in GB/s."""
 _FORWARD = 1 / 3
-"""Share of a forward pass in the FLOPs of training."""
+"""The share of the forward pass in the FLOPs of training."""
 
 
 class Parts(NamedTuple):
-    """The model and the teacher of a run, without values."""
+    """The model and the teacher of a run, without values; runs_teacher: whether it runs live."""
 
     model: nn.Module
     teacher: MetaTeacher | None
@@ -54,8 +54,9 @@ class Parts(NamedTuple):
 
 
 def count_data(config: Config, images: int | None, usual: DataSet | None) -> DataSet:
-    """Return the counts of the data set: of the index in --data-path, if there is one, else
-    `images` of them, else those of `usual`. Raises ValueError if nothing names them."""
+    """Return the counts of the data set: with `images` given, that number; else those of the index
+    in --data-path, if there is one; else those of `usual`. Raises ValueError if nothing gives
+    them."""
     data = config.data
     if images is None and data.data_path:
         root = local_folder(data.data_path, data.data_cache)
@@ -83,8 +84,12 @@ def estimate_config(
     price: float | None = None,
     gb_per_s: float | None = None,
 ) -> Estimate:
-    """Return the estimate of a run; price: of a GPU for an hour; gb_per_s: of the disk with the
-    checkpoints. Raises ValueError naming the flag that cannot be."""
+    """Return the estimate of a run.
+
+    price: of a GPU for an hour, in any currency; gb_per_s: the speed of writing on the disk with
+    the checkpoints, in 10^9 bytes/s. Raises ValueError, which names the flag, for a value that is
+    not possible.
+    """
     config = follow_weights(config)
     _check_hardware(price, gb_per_s)
     given = "given, as --finetune has no weights yet that name theirs"
@@ -105,7 +110,7 @@ def estimate_config(
     lines += _list_memory(config, devices, parts, data.classes)
     each = _rate_of_gpu(step.total, work.samples)
     size, repeats = config.data.input_size, samples.repeats
-    # on a CPU the loader is a part of the step
+    # on a CPU the time of a step includes the loader
     lines += list_cores(each if devices.gpu else None, size, repeats)
     lines += list_bandwidths(each, samples, data, devices.ranks, devices.per_machine)
     lines += _list_teacher(config, devices, samples, data, parts)
@@ -211,7 +216,7 @@ def _time_run(
 
 
 def _count_evaluated(config: Config, data: DataSet) -> float:
-    """Return how many samples a run could train on in the time of its evaluations."""
+    """Return the number of samples that a run could train on in the time of its evaluations."""
     times = -(-config.optim.epochs // config.run.eval_epochs) + 1  # that of the results
     return times * data.val_images * (1 + config.optim.model_ema) * _FORWARD
 
@@ -267,7 +272,8 @@ def _list_teacher(
 def _time_teacher_image(
     config: Config, devices: Devices, parts: Parts, classes: int
 ) -> Span | None:
-    """Return the milliseconds of the teacher for an image, whether it runs live or not."""
+    """Return the milliseconds of the teacher for an image, also if it does not run live; None if
+    they cannot be estimated."""
     if parts.teacher is None:
         return None
     live = parts._replace(runs_teacher=True)

@@ -1,9 +1,10 @@
 """The devices of a run: GPUs by the names of `--gpu`, their published peaks, and the rates that
-kernels reach of them.
+kernels reach.
 
-Source: NVIDIA's data sheets and white papers, which docs/estimate.md names for each. Memory in
-10^9 bytes, its bandwidth in 10^12 bytes/s; the peak in dense bf16 is that of `PEAK_TFLOPS`. Link:
-10^9 bytes/s each way to the other GPUs of the machine, NVLink or PCIe (16 lanes).
+Source: NVIDIA's data sheets and white papers, which docs/estimate.md names for each. Memory is in
+10^9 bytes, its bandwidth in 10^12 bytes/s; the peak in dense bf16 is that of `PEAK_TFLOPS`. The
+bandwidth of a link is in 10^9 bytes/s each way to the other GPUs of the machine, by NVLink or PCIe
+(16 lanes).
 """
 
 from typing import NamedTuple
@@ -17,11 +18,11 @@ from fastdeit.training.flops import PEAK_TFLOPS
 from fastdeit.training.zero.links import Links
 
 _LINK_SHARE = 0.8
-"""Of a link's published bandwidth, which a ring reaches."""
+"""The share of a link's published bandwidth that a ring reaches."""
 
 
 class Gpu(NamedTuple):
-    """Published figures of a GPU; peak: its name in `PEAK_TFLOPS`."""
+    """The published figures of a GPU; peak: its name in `PEAK_TFLOPS`."""
 
     peak: str
     memory_gb: float
@@ -33,7 +34,7 @@ class Gpu(NamedTuple):
         return PEAK_TFLOPS[self.peak]
 
     def reached(self) -> Device:
-        """Return the rates that kernels reach: the shares of the peaks that `H100` has."""
+        """Return the rates that kernels reach: the same shares of the peaks as on an `H100`."""
         peak = GPUS["h100"]
         return Device(
             bytes_per_s=H100.bytes_per_s * self.tb_per_s / peak.tb_per_s,
@@ -41,8 +42,8 @@ class Gpu(NamedTuple):
         )
 
     def links(self, per_machine: int) -> Links:
-        """Return the links of such GPUs, so many in a machine; those between machines are the
-        defaults of `Links`."""
+        """Return the links of such GPUs, with `per_machine` in a machine; those between machines
+        are the defaults of `Links`."""
         return Links(per_machine, inside_gbps=_LINK_SHARE * self.link_gb_per_s)
 
 
@@ -65,8 +66,8 @@ CPU = "cpu"
 
 
 def find_gpu(name: str) -> Gpu | None:
-    """Return the GPU of a name, upper case or "4090" for "rtx-4090" too; None for "cpu". Raises
-    ValueError, listing the names, for another one."""
+    """Return the GPU of a name, also in upper case, or "4090" for "rtx-4090"; None for "cpu".
+    Raises ValueError, which lists the names, for an unknown name."""
     wanted = name.lower().replace(" ", "-").replace("_", "-")
     if wanted == CPU:
         return None
@@ -76,7 +77,8 @@ def find_gpu(name: str) -> Gpu | None:
 
 
 class Devices(NamedTuple):
-    """The devices of a run: `ranks` GPUs, so many in a machine; gpu: None: processes on a CPU."""
+    """The devices of a run: `ranks` GPUs, `per_machine` in a machine; if gpu is None, processes on
+    a CPU."""
 
     name: str
     gpu: Gpu | None
@@ -89,13 +91,14 @@ class Devices(NamedTuple):
         return "core-hours" if self.gpu is None else "GPU-hours"
 
     def world(self) -> World:
-        """Return the world of its first rank; the device may be absent here."""
+        """Return the world of the first rank; this machine need not have the device."""
         device = torch.device("cpu" if self.gpu is None else "cuda")
         return World(0, self.ranks, 0, min(self.ranks, self.per_machine), device)
 
 
 def make_devices(name: str, gpu: Gpu | None, ranks: int, per_machine: int) -> Devices:
-    """Return the devices of a run. Raises ValueError naming the flag that cannot be."""
+    """Return the devices of a run. Raises ValueError, which names the flag, for numbers that are
+    not possible."""
     require_value(ranks >= 1, "--gpus", ranks, "1 or more")
     require_value(per_machine >= 1, "--gpus-per-machine", per_machine, "1 or more")
     whole = ranks <= per_machine or ranks % per_machine == 0

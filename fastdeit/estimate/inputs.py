@@ -1,4 +1,4 @@
-"""CPU cores and bandwidth that the images of a run need."""
+"""The CPU cores and the bandwidth that the images of a run need."""
 
 from collections.abc import Iterator
 
@@ -9,19 +9,23 @@ from fastdeit.estimate.samples import DataSet, Samples
 LOADERS = ("exact", "native", "timm")
 LAYOUTS = ("folder", "tars")
 _OTHER_CPU = (0.7, 2.0)
-"""Factors from the CPU of the rows to another one, whose cores may be threads of half a core."""
+"""The range of factors from the CPU of the rows to another CPU, whose cores may be threads of half
+a core."""
 
 
 def time_loader(impl: str, data: str, size: int, copies: int) -> Span:
-    """Return the CPU milliseconds an image; for small images at most what the rows have, as these
-    are of photographs of 500 x 375."""
+    """Return the CPU milliseconds for an image. Those of the rows are of photographs of 500 x 375,
+    so for small images the range begins lower.
+
+    Arguments: as for `find_loader`.
+    """
     value = find_loader(impl, data, size, copies).value
     return spread(value, 0.1 if size < 100 else _OTHER_CPU[0], _OTHER_CPU[1])
 
 
 def list_cores(rate: Span | None, size: int, copies: int) -> Iterator[Line]:
-    """Yield the CPU time of each loader, and the cores that feed a GPU with so many images a
-    second."""
+    """Yield the CPU time of each loader, and the cores that feed a GPU; rate: images/s of a GPU,
+    None on a CPU."""
     for data in LAYOUTS:
         for impl in LOADERS:
             found = find_loader(impl, data, size, copies)
@@ -45,7 +49,8 @@ def list_cores(rate: Span | None, size: int, copies: int) -> Iterator[Line]:
 def list_bandwidths(
     rate: Span | None, samples: Samples, data: DataSet, ranks: int, per_machine: int
 ) -> Iterator[Line]:
-    """Yield what is read in an epoch, and the bandwidth for it; rate: images/s of a GPU."""
+    """Yield the bytes that are read in an epoch, and the bandwidth for them; rate: images/s of a
+    GPU."""
     if data.image_bytes is None:
         reason = "no index has the bytes of the images (fastdeit index)"
         yield Line("disk", "bytes of an image", None, "kB", "unknown", reason)

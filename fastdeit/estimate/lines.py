@@ -1,15 +1,16 @@
-"""The lines of an estimate: a value each, with where it comes from."""
+"""The lines of an estimate, each with a value and its source."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 Source = Literal["counted", "measured", "model", "unknown"]
-"""counted: follows from the settings exactly; measured: from a committed row, which `basis` names;
-model: from the formula that `basis` names; unknown: no value, and `basis` is the reason."""
+"""The source of a value. counted: it follows from the settings exactly; measured: from a committed
+row, which `basis` names; model: from the formula that `basis` names; unknown: there is no value,
+and `basis` is the reason."""
 
 
 class Span(NamedTuple):
-    """A value that is uncertain: it may be from `low` to `high`."""
+    """An uncertain value, with its range from `low` to `high`."""
 
     value: float
     low: float
@@ -22,17 +23,17 @@ class Span(NamedTuple):
         return Span(self.value * factor, self.low * factor, self.high * factor)
 
     def divide(self, amount: float) -> "Span":
-        """Return an amount divided by it: a rate for a time."""
+        """Return an amount divided by this value, such as a rate from a time."""
         return Span(amount / self.value, amount / self.high, amount / self.low)
 
 
 def spread(value: float, low: float = 1.0, high: float = 1.0) -> Span:
-    """Return a value with the range of its product with two factors."""
+    """Return a value with the range from `low` times to `high` times the value."""
     return Span(value, low * value, high * value)
 
 
 class Line(NamedTuple):
-    """A value, from `low` to `high` where it is uncertain."""
+    """A value with its unit and source, and its range from `low` to `high` if it is uncertain."""
 
     section: str
     name: str
@@ -58,12 +59,12 @@ class Estimate(NamedTuple):
     lines: Sequence[Line]
 
     def find(self, section: str, name: str) -> Line:
-        """Return a line. Raises KeyError if there is none of this name."""
+        """Return the line of this section and name. Raises KeyError if there is none."""
         for line in self.lines:
             if (line.section, line.name) == (section, name):
                 return line
         raise KeyError(f"{section}: {name}")
 
     def describe(self) -> dict[str, Any]:
-        """Return the estimate as JSON values."""
+        """Return the estimate as a JSON value."""
         return {"device": self.device, "lines": [line._asdict() for line in self.lines]}

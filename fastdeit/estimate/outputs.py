@@ -1,4 +1,5 @@
-"""Room on the disk: the teacher cache and the checkpoints; when recording pays."""
+"""The room on the disk for the teacher cache and the checkpoints; the runs from which a recording
+saves time."""
 
 from collections.abc import Iterator
 
@@ -12,12 +13,12 @@ from fastdeit.teacher_cache.format import DEFAULT_K, KINDS, Manifest, choose_chu
 from fastdeit.teacher_cache.reader import DIGEST
 
 _BEST = 1
-"""Checkpoints beside the newest ones: that of the best evaluation."""
+"""The number of checkpoints beside the newest ones: that of the best evaluation."""
 
 
 def count_cache_bytes(kind: str, images: int, classes: int, epochs: int) -> int:
-    """Return the bytes of records.bin and chunks.bin of a cache of so many epochs; kind: hard or
-    topk, with the default number of logits."""
+    """Return the bytes of records.bin and chunks.bin of a teacher cache of `epochs` epochs; kind:
+    hard or topk, the latter with the default number of logits."""
     samples = images // 2 * 2
     k = min(DEFAULT_K, classes) if kind == "topk" else 1
     chunk = choose_chunk_size(samples)
@@ -26,7 +27,7 @@ def count_cache_bytes(kind: str, images: int, classes: int, epochs: int) -> int:
 
 
 def list_cache(samples: Samples, classes: int, epochs: int) -> Iterator[Line]:
-    """Yield the size of a teacher cache of so many epochs, of each kind."""
+    """Yield the size of a teacher cache of `epochs` epochs, for each kind."""
     for kind in KINDS:
         nbytes = count_cache_bytes(kind, samples.images, classes, epochs)
         basis = f"records and checksums of {epochs} epochs (docs/cache.md)"
@@ -36,8 +37,10 @@ def list_cache(samples: Samples, classes: int, epochs: int) -> Iterator[Line]:
 def list_recording(
     teacher_ms: Span | None, samples: Samples, epochs: int, unit: str
 ) -> Iterator[Line]:
-    """Yield the teacher's time and the runs from which a cache pays; teacher_ms: of a device,
-    an image; unit: of the hours of a device."""
+    """Yield the teacher's time, and the number of runs from which a cache saves time.
+
+    teacher_ms: milliseconds of a device for an image; unit: of the hours of a device.
+    """
     recorded = epochs * (samples.images // 2 * 2)
     used = samples.epochs * samples.epoch_samples
     runs = recorded // used + 1
@@ -55,7 +58,8 @@ def list_recording(
 
 
 def count_checkpoint_bytes(model: nn.Module, *, ema: bool) -> int:
-    """Return the bytes of the tensors in a checkpoint: weights, two moments, the EMA; fp32."""
+    """Return the bytes of the tensors in a checkpoint: weights, two moments and the EMA, in
+    fp32."""
     weights = sum(
         4 * tensor.numel() if tensor.is_floating_point() else tensor.nbytes
         for tensor in model.state_dict().values()
@@ -65,8 +69,11 @@ def count_checkpoint_bytes(model: nn.Module, *, ema: bool) -> int:
 
 
 def list_checkpoints(nbytes: int, keep: int, gb_per_s: float | None) -> Iterator[Line]:
-    """Yield the room of checkpoints; nbytes: of the tensors of one; keep: of --keep-checkpoints;
-    gb_per_s: the disk's, None: as measured."""
+    """Yield the room for checkpoints and the time to write one.
+
+    nbytes: of the tensors of one; keep: the value of --keep-checkpoints; gb_per_s: speed of the
+    disk, None: a measured one.
+    """
     basis = "tensors; headers and JSON files are below 0.2 MB"
     yield Line("checkpoints", "one", nbytes / 1e9, "GB", "counted", basis)
     kept = keep + _BEST

@@ -1,5 +1,5 @@
-"""Measured rates that an estimate uses, out of rates.json: `python -m benchmarks.rates` makes it of
-the rows in benchmarks/results/, which an installed package does not have."""
+"""Measured rates that an estimate uses, from rates.json, which `python -m benchmarks.rates` makes
+from the rows in benchmarks/results/; an installed package does not have these."""
 
 import functools
 import json
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 TABLE = Path(__file__).with_name("rates.json")
+"""The file of the rates."""
 
 
 class Rate(NamedTuple):
-    """A measured value, and the row that it is from: file, date, commit, hardware."""
+    """A measured value, and the row of its measurement: file, date, commit, hardware."""
 
     value: float
     source: str
@@ -18,13 +19,13 @@ class Rate(NamedTuple):
 
 @functools.cache
 def read_rates() -> dict[str, list[dict[str, Any]]]:
-    """Return the tables of rates.json by name, rows as JSON has them."""
+    """Return the tables of rates.json, by name."""
     tables: dict[str, list[dict[str, Any]]] = json.loads(TABLE.read_text(encoding="utf-8"))
     return tables
 
 
 def find_rates(table: str, **wanted: Any) -> list[Rate]:
-    """Return the rates of a table's rows that have these values, oldest first."""
+    """Return the rates of a table's rows that have the wanted values, oldest first."""
     return [
         Rate(row["value"], row["source"])
         for row in read_rates()[table]
@@ -33,7 +34,8 @@ def find_rates(table: str, **wanted: Any) -> list[Rate]:
 
 
 class LoaderRate(NamedTuple):
-    """CPU milliseconds an image of a loader; measured: for this size and these copies."""
+    """The CPU milliseconds of a loader for an image; measured: whether for this size and this
+    number of copies."""
 
     value: float
     source: str
@@ -43,9 +45,9 @@ class LoaderRate(NamedTuple):
 def find_loader(impl: str, data: str, size: int, copies: int) -> LoaderRate:
     """Return the rate of a loader.
 
-    impl: exact, native or timm; data: folder or tars; size: pixels a side. Where a size or a number
-    of copies was not measured, it follows from the nearest row: the value changes with the area of
-    the image as between the two sizes in a folder.
+    impl: exact, native or timm; data: folder or tars; size: pixels a side. For a size or a number
+    of copies that was not measured, the value is computed from the nearest row: it changes with the
+    area of the image as between the two measured sizes in a folder.
     """
     rows = [row for row in read_rates()["loaders"] if row["impl"] == impl]
     of_data = [row for row in rows if row["data"] == data]

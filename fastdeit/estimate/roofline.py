@@ -1,9 +1,9 @@
-"""An estimate of a training step's time on a GPU: for each kernel the longer of its bytes and its
-operations, at rates that kernels reach, plus a start.
+"""An estimate of a training step's time on a GPU: for each kernel the longer of the times for its
+bytes and for its operations, at rates that kernels reach, plus the time of its start.
 
 It is an estimate for comparison with a profile, not a measurement: no GPU has shown it yet. u is
 the bytes of one activation (B, N, D) in 16 bits. Attention moves 4u forward and 8u backward (the
-table of docs/kernels.md); how far it stays above its bytes is a guess.
+table of docs/kernels.md); the factor of its time above that of its bytes is a guess.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ from typing import NamedTuple
 from fastdeit.models.student import Student
 
 ATTENTION = (1.35, 2.0)
-"""Time of attention divided by that of its bytes, forward and backward."""
+"""The time of attention divided by that of its bytes, forward and backward."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Rates that kernels reach, and the microseconds that one takes to start and to end."""
+    """The rates that kernels reach, and the microseconds that a kernel takes to start and to
+    end."""
 
     bytes_per_s: float = 2.8e12
     flops_per_s: float = 6.2e14
@@ -28,7 +29,8 @@ H100 = Device()
 
 
 class Kernel(NamedTuple):
-    """Kernels of one kind in a step, each with so many bytes and operations."""
+    """The kernels of one kind in a step: the part of the step, their number, and the bytes and
+    operations of each."""
 
     part: str
     number: int
@@ -43,16 +45,16 @@ class Shape(NamedTuple):
     depth: int
     patches: int
     tokens: int
-    """With those that are no patches."""
+    """The number of tokens, also of those that are not patches."""
     heads: int
-    """Classifiers, each of which reads one token."""
+    """The number of classifiers, each of which reads one token."""
     patch_values: int
-    """Values of a patch: 3 x its pixels."""
+    """The number of values of a patch: 3 x its pixels."""
     classes: int
 
     @property
     def parameters(self) -> int:
-        """Return the number of parameters, nearly: without biases and norms."""
+        """Return the number of parameters without biases and norms."""
         ends = self.patch_values + self.heads * self.classes + self.tokens
         return 12 * self.depth * self.width**2 + ends * self.width
 
@@ -82,7 +84,7 @@ def product(part: str, count: int, rows: int, inner: int, columns: int) -> list[
 def list_kernels(shape: Shape, batch: int) -> list[Kernel]:
     """Return the kernels of a step of a student in bf16.
 
-    The last block computes the tokens that are read behind its attention.
+    After its attention, the last block computes only the tokens that are read.
     """
     width, depth = shape.width, shape.depth
     rows, last = batch * shape.tokens, shape.heads * batch
@@ -119,12 +121,12 @@ def time_ms(kernel: Kernel, device: Device = H100) -> float:
 
 
 def step_ms(shape: Shape, batch: int, device: Device = H100) -> float:
-    """Return the estimate of a step."""
+    """Return the estimated milliseconds of a step; batch: images of the GPU."""
     return sum(time_ms(kernel, device) for kernel in list_kernels(shape, batch))
 
 
 def parts_ms(shape: Shape, batch: int, device: Device = H100) -> dict[str, float]:
-    """Return the estimate by part, the longest first."""
+    """Return the estimated milliseconds of each part of a step, the longest first."""
     parts: dict[str, float] = {}
     for kernel in list_kernels(shape, batch):
         parts[kernel.part] = parts.get(kernel.part, 0.0) + time_ms(kernel, device)

@@ -8,16 +8,16 @@ from fastdeit.estimate.lines import Line
 
 
 class DataSet(NamedTuple):
-    """Counts of a data set; basis: where they come from."""
+    """The counts of a data set; basis: their source."""
 
     images: int
     classes: int
     val_images: int
     image_bytes: float | None
-    """Of an encoded image, the mean; None: not known."""
+    """The mean bytes of an encoded image; None: not known."""
     basis: str
     image_basis: str = ""
-    """Where the mean comes from."""
+    """The source of the mean."""
 
 
 # 147,897,477,120 bytes of ILSVRC2012_img_train.tar, with the headers of the archives
@@ -36,12 +36,12 @@ _BY_RECIPE = {
 
 
 def find_data_set(recipe: str) -> DataSet | None:
-    """Return the data set that a recipe is for; None if it serves any."""
+    """Return the data set that a recipe is for; None if it is for any data set."""
     return _BY_RECIPE.get(spell_recipe(recipe))
 
 
 class Samples(NamedTuple):
-    """Samples and steps of a run."""
+    """The samples and steps of a run."""
 
     images: int
     batch: int
@@ -50,7 +50,7 @@ class Samples(NamedTuple):
 
     @property
     def epoch_steps(self) -> int:
-        """Return the steps of an epoch, as `Plan.steps_per_epoch`."""
+        """Return the number of steps in an epoch, as `Plan.steps_per_epoch`."""
         return self.images // self.batch
 
     @property

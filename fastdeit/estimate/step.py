@@ -13,18 +13,18 @@ from fastdeit.estimate.roofline import Shape, step_ms
 from fastdeit.training.zero.links import Links, choose_pieces, exposed_ms
 
 OTHER_SHARE = 0.15
-"""Share of a GPU's peak in bf16 that a network other than our students reaches: a guess for
-grouped convolutions and batch norms in eager mode."""
+"""The share of a GPU's peak in bf16 that a network other than fastdeit's students reaches: a guess
+for grouped convolutions and batch norms in eager mode."""
 _OF_ROOFLINE = (0.85, 2.0)
 _OF_OTHERS = (0.5, 2.0)
 _OF_MEASURED = (0.9, 1.1)
 _OF_CPU = (0.6, 4.0)
-"""Factors from an estimate to its range. They are judgements, except the last one, which is what a
+"""The factors from an estimate to its range. They are judgements, except the last range, which a
 committed run on a shared machine needed."""
 _BACKWARD = 2 / 3
-"""Share of the backward pass in the time of the kernels."""
+"""The share of the backward pass in the time of the kernels."""
 _RECOMPUTED = 4 / 3
-"""Work with activation checkpointing, divided by that without."""
+"""The work with activation checkpointing, divided by that without."""
 
 
 class Work(NamedTuple):
@@ -32,15 +32,17 @@ class Work(NamedTuple):
 
     model: str
     shape: Shape | None
-    """Of a student of ours that trains whole; None for any other model."""
+    """The sizes of a student of fastdeit all of whose weights are trained; None for any other
+    model."""
     flops: float | None
-    """Of training on one image."""
+    """The FLOPs of training on one image; None: they cannot be counted."""
     teacher_flops: float | None
-    """Of a forward pass of the live teacher on one image; 0 without one."""
+    """The FLOPs of a forward pass of the live teacher on one image; 0 without one, None: they
+    cannot be counted."""
     parameters: float
-    """That train."""
+    """The number of parameters that are trained."""
     micro_batch: int
-    """Samples; with `copies` forward passes each."""
+    """The samples of a micro-batch, each with `copies` forward passes."""
     micro_steps: int
     copies: int
     checkpoints: bool
@@ -52,8 +54,8 @@ class Work(NamedTuple):
 
 
 class ScaledStep(NamedTuple):
-    """Milliseconds of a step, with the gradient reduced after the backward pass, and in `pieces`
-    during it, as --overlap-reduce auto would cut it."""
+    """The milliseconds of a step with the gradient reduced after the backward pass, and with it
+    reduced in `pieces` during that pass, as --overlap-reduce auto would divide it."""
 
     after_ms: float
     hidden_ms: float
@@ -61,7 +63,8 @@ class ScaledStep(NamedTuple):
 
 
 def scale_step(kernels_ms: float, parameters: float, ranks: int, links: Links) -> ScaledStep:
-    """Return the step of a model with so many parameters on each of several ranks."""
+    """Return the time of a step on each of several ranks; kernels_ms: of one rank alone;
+    parameters: those that are trained."""
     backward = _BACKWARD * kernels_ms
     gradient = 4 * parameters
     gather = links.ring_ms(2 * parameters, ranks)
@@ -74,7 +77,8 @@ def scale_step(kernels_ms: float, parameters: float, ranks: int, links: Links) -
 
 
 class StepTime(NamedTuple):
-    """Milliseconds of a step, None if something in it is unknown, and the lines of its parts."""
+    """The milliseconds of a step, None if something in it is unknown, and the lines of its
+    parts."""
 
     total: Span | None
     lines: list[Line]
@@ -135,8 +139,8 @@ def _rate(gpu: Gpu) -> float:
 
 
 def time_cpu_step(work: Work, loader_ms: Span) -> StepTime:
-    """Return the time of a step of a process with one core to itself; loader_ms: CPU milliseconds
-    an image of the loader, which shares the core."""
+    """Return the time of a step of a process that has one core; loader_ms: CPU milliseconds for an
+    image of the loader, which uses the same core."""
     if work.flops is None or work.teacher_flops is None:
         reason = "the FLOPs of the model or of the teacher cannot be counted"
         return StepTime(None, [Line("time", "a step", None, "ms", "unknown", reason)])

@@ -1,4 +1,4 @@
-"""The teacher of a run without its weights: on torch's meta device."""
+"""The teacher of a run without its weights, on torch's meta device."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ from fastdeit.models.execution.memory import Memory, measure_memory
 
 @dataclass(frozen=True)
 class MetaTeacher:
-    """The networks of a teacher, without values; size: side of their images in pixels."""
+    """The networks of a teacher, without values; size: the side of their images in pixels."""
 
     networks: Sequence[nn.Module]
     size: int
     batch: int
-    """Images at once; 0: those of a micro-batch."""
+    """The number of images at once; 0: those of a micro-batch."""
 
     @cached_property
     def flops(self) -> float:
-        """Return the FLOPs of a forward pass on one image, 2 a multiply-add."""
+        """Return the FLOPs of a forward pass on one image; a multiply-add is 2."""
         return sum(_count_forward(network, self._make_images(1)) for network in self.networks)
 
     @cached_property
     def measure_memory(self) -> Callable[[int], Memory]:
-        """Return the function of a batch that returns the memory of all weights, and of the
-        activations of the network with the most; it measures each batch once."""
+        """Return a function from the number of images in a batch to the memory of all weights, and
+        of the activations of the network with the most; it measures each number once."""
         return cache(self._measure_memory)
 
     def _measure_memory(self, batch: int) -> Memory:
@@ -47,8 +47,11 @@ class MetaTeacher:
 def make_teacher(
     names: Sequence[str], classes: int, size: int, batch: int, dtype: torch.dtype
 ) -> MetaTeacher | None:
-    """Return the teacher of timm's names; None for programs and names that timm does not know,
-    whose work cannot be counted here."""
+    """Return the teacher with timm's names; None if a name is a program or not one of timm, as its
+    work cannot be counted.
+
+    size: side of the images in pixels; batch: images at once, 0: those of a micro-batch.
+    """
     models = [name.partition(".")[0] for name in names]
     if any(runs_code(name) or not timm.is_model(name) for name in models):
         return None

@@ -1,4 +1,4 @@
-"""Build the plan from a `Config`."""
+"""The plan of a run, built from its `Config`."""
 
 import numpy as np
 

@@ -17,6 +17,8 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
+from tests.kernels.bounds import bounded_memory
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
@@ -71,12 +73,14 @@ def uncorrected() -> Iterator[None]:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fill new uninitialised tensors with NaN, so that an element no kernel has written shows."""
+    """Fill new uninitialised tensors with NaN, so that an element no kernel has written shows, and
+    refuse addresses outside of a kernel's tensors."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(1).isnan().all()
-        yield
+        with bounded_memory():
+            yield
     finally:
         torch.use_deterministic_algorithms(before)
 

@@ -22,6 +22,7 @@ from fastdeit.kernels.attention import (
     attention_weights_reference,
     attention_weights_triton,
 )
+from fastdeit.kernels.attention_kernels import blocks, bwd_pair, bwd_whole
 from fastdeit.kernels.attention_kernels.bwd import attention_bwd_triton
 from fastdeit.kernels.attention_kernels.resident import MAX_RESIDENT, split_keys
 from fastdeit.kernels.attention_kernels.rows import TAIL, tail
@@ -58,7 +59,7 @@ def kernels_run() -> Iterator[None]:
 
 @pytest.fixture
 def launches_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Launch fp32 tensors with the blocks and the form of backward of bf16.
+    """Launch fp32 tensors with the blocks, the narrow last block and the form of backward of bf16.
 
     On a GPU they keep their own launches: its registers would not suffice.
     """
@@ -70,6 +71,8 @@ def launches_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     if INTERPRETED:
         monkeypatch.setattr(launch_configs, "_find_row", find_row)
+        for part in (blocks, bwd_pair, bwd_whole):
+            monkeypatch.setattr(part, "tail", lambda N, block, bits: tail(N, block, 16))
 
 
 def weights_by_hand(qkv: torch.Tensor) -> torch.Tensor:

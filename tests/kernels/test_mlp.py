@@ -29,6 +29,8 @@ SHAPES = {
     "ragged": ((3, 7), 20, 50),
     # two blocks of rows, of columns, of the sum, none of them whole
     "blocks": ((3, 44), 70, 136),
+    # blocks that are whole in D and not in H
+    "whole D": ((5,), 64, 72),
     "one": ((1,), 1, 1),
 }
 Sizes = tuple[tuple[int, ...], int, int]

@@ -56,14 +56,14 @@ class IndexOptions:
     path: tyro.conf.Positional[str]
     """The folder or URL of the data set, as --data-path of train (formats: docs/data.md)."""
     train_split: str = "train"
-    """A name, a list, or a pattern of shards."""
+    """Training split: a name, a list, or a pattern of shards."""
     val_split: str = "val"
-    """In the same forms as --train-split."""
+    """Validation split, in the same forms as --train-split."""
     check: CheckKind = "auto"
     """decode: decode each image; headers: check the first bytes of each, in a twentieth of the
     time; auto: decode, but headers for more than 100,000 images or 8 GiB of them."""
     part: str = "1/1"
-    """With --check decode: I/N decodes the I-th of N parts of each split."""
+    """Part of each split that --check decode decodes, I/N: the I-th of N."""
     bad_images: Literal["skip", "error"] = "skip"
     """skip: list damaged images; error: exit with code 2, too, if there are any."""
     num_workers: int = 0

@@ -108,7 +108,7 @@ class LimitConfig(Section):
     """The seconds without progress after which a process writes a failure file and exits."""
 
     startup_limit: float = 7200
-    """From the start to the first step, and the first pass of each section below."""
+    """Longest start, up to the first step, and longest first pass of each section below."""
     data_limit: float = 600
     """Longest wait for a batch."""
     step_limit: float = 600

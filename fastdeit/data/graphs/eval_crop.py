@@ -17,7 +17,7 @@ class EvalCrop(NamedTuple):
     data/transforms_factory.py, transforms_imagenet_eval."""
 
     size: int
-    """Its side in pixels."""
+    """The side of the square in pixels."""
     crop_pct: float
     """The share of the resized image's side that is cropped: it is resized to size / crop_pct."""
     interpolation: str = "bicubic"

@@ -1,4 +1,4 @@
-"""Where and how a pipeline reads, decodes and augments."""
+"""The options of a pipeline: where and how it reads, decodes and augments."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

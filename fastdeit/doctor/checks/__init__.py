@@ -1,2 +1,2 @@
-"""The checks, by subject; each module imports only what every environment has, and the rest inside
-its functions."""
+"""The checks, by subject. A module imports only what every environment has; its functions import
+the rest."""

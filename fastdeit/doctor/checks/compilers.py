@@ -1,4 +1,4 @@
-"""Checks of what compiles at run time: Triton's kernels, and the operators of DeepSpeed."""
+"""Checks of the compilers at run time: for Triton's kernels, and for the operators of DeepSpeed."""
 
 import importlib.util
 import os
@@ -42,7 +42,7 @@ def _run_kernel(name: str, began: float) -> Finding:
     try:
         with use_backend("triton"):
             error = float((gelu(x) - gelu_reference(x)).abs().max())
-    # what a compiler raises is of many kinds
+    # a compiler may raise any error
     except Exception as fault:
         return _explain_failure(name, fault)
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -63,7 +63,7 @@ def _explain_failure(name: str, fault: Exception) -> Finding:
 
 
 def _compile_kernel() -> None:
-    """Compile a kernel for an H100, with the ptxas of Triton's wheel. Raises what Triton raises."""
+    """Compile a kernel for an H100, with the ptxas of Triton's wheel. Raises as Triton does."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -78,7 +78,7 @@ def _compile_kernel() -> None:
 
 
 def check_compiler(target: Target) -> Finding:
-    """Look for a C compiler: on a GPU Triton needs one, on a CPU torch.compile."""
+    """Look for a C compiler: on a GPU Triton needs one, on a CPU torch.compile does."""
     found = find_compiler()
     if found:
         return good(found)
@@ -88,14 +88,14 @@ def check_compiler(target: Target) -> Finding:
 
 
 def find_compiler() -> str:
-    """Return the path of the C compiler that Triton takes, or ""."""
+    """Return the path of the C compiler that Triton uses, or ""."""
     names = [os.environ["CC"]] if os.environ.get("CC") else ["clang", "gcc", "cc"]
     return next((path for name in names if (path := shutil.which(name))), "")
 
 
 def check_deepspeed(target: Target) -> Finding:
-    """Look at DeepSpeed's accelerator, at the operators that a start would build, and at locks that
-    a build has left."""
+    """Check DeepSpeed's accelerator, the operators that a start would build, and locks that a build
+    has left."""
     import torch
 
     from fastdeit.distributed.world import import_deepspeed

@@ -20,14 +20,14 @@ _SLOW_SYNC_S = 0.5
 _WRITTEN = 64 * MIB
 _MEASURE_S = 2.0
 _MEAN_BYTES = 110_000
-"""Of an image of ImageNet."""
+"""The mean bytes of an image of ImageNet."""
 _READERS = 16
 _PER_CORE = 1000
-"""Images/s that one core decodes and augments (docs/throughput.md)."""
+"""The images/s that one core decodes and augments (docs/throughput.md)."""
 
 
 def check_output(target: Target) -> Finding:
-    """Write a file below --output-dir, and look at the free space."""
+    """Write a file below --output-dir, and check the free space."""
     scratch = Path(target.scratch)
     try:
         open_scratch(target)
@@ -70,7 +70,7 @@ def _lock(descriptor: int) -> None:
 
 
 def check_writes(target: Target) -> Finding:
-    """Look at what checkpoints need: renames that replace, hard links, a disk that answers."""
+    """Check what checkpoints need: renames that replace a file, hard links, a fast disk."""
     folder = open_scratch(target)
     path = folder / "renamed"
     path.write_text("old")
@@ -95,7 +95,8 @@ def check_writes(target: Target) -> Finding:
 
 
 def check_disk(target: Target) -> Finding:
-    """Measure how fast images are read that are not in memory, against what the cores decode."""
+    """Compare the speed at which images are read from the disk with that at which the cores decode
+    them."""
     try:
         places = _locate(target)
     except NoImagesError as error:
@@ -116,12 +117,12 @@ def check_disk(target: Target) -> Finding:
 
 
 Place = tuple[str, int, int]
-"""File, offset and length."""
+"""The file, the offset and the length of bytes."""
 
 
 def _locate(target: Target) -> Sequence[Place]:
-    """Return where some images of the data set lie; without one, parts of a file that is written
-    now. Raises NoImagesError."""
+    """Return the places of some images of the data set; without a data set, places in a file that
+    is written now. Raises NoImagesError."""
     if target.data_path:
         return locate_images(target.data_path, target.train_split)
     path = open_any_scratch(target) / "written"
@@ -131,7 +132,7 @@ def _locate(target: Target) -> Sequence[Place]:
             file.write(block)
     sync(path)
     starts = range(0, _WRITTEN - _MEAN_BYTES, _MEAN_BYTES)
-    step = 97  # coprime to the number of parts, so that they are read out of order
+    step = 97  # coprime to the number of places, so that they are read out of order
     return [(str(path), starts[i * step % len(starts)], _MEAN_BYTES) for i in range(len(starts))]
 
 
@@ -140,7 +141,8 @@ def _list_files(places: Sequence[Place]) -> list[str]:
 
 
 def _measure(read: Callable[..., int], jobs: Sequence[object], threads: int) -> float:
-    """Return the bytes per second of jobs that are read from the disk, for at most `_MEASURE_S`."""
+    """Return the bytes per second at which jobs are read from the disk, for at most
+    `_MEASURE_S`."""
     for job in jobs:
         _drop(job if isinstance(job, str) else job[0])  # type: ignore[index]
     deadline = time.monotonic() + _MEASURE_S
@@ -155,13 +157,13 @@ def _measure(read: Callable[..., int], jobs: Sequence[object], threads: int) -> 
 
 
 def _drop(file: str) -> None:
-    """Drop a file from the page cache, as far as the system allows."""
+    """Remove a file from the page cache, as far as the system allows."""
     with contextlib.suppress(OSError), open(file, "rb") as opened:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _read_whole(file: str) -> int:
-    """Read at most 256 MiB of a file; return the bytes."""
+    """Read at most 256 MiB of a file; return the number of bytes."""
     total = 0
     with open(file, "rb", buffering=0) as opened:
         while total < 4 * _WRITTEN and (part := opened.read(MIB)):

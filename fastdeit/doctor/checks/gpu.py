@@ -1,4 +1,4 @@
-"""Checks of the GPUs: the driver, and whether torch and DALI were built for it."""
+"""Checks of the GPUs: the driver, and the builds of torch and DALI for it."""
 
 import csv
 import ctypes
@@ -19,7 +19,7 @@ _QUERY_S = 15
 
 
 def count_gpus() -> int:
-    """Return how many GPUs the driver lists; 0 without a driver."""
+    """Return the number of GPUs that the driver lists; 0 without a driver."""
     try:
         return len(_query())
     except (OSError, subprocess.SubprocessError):
@@ -27,8 +27,9 @@ def count_gpus() -> int:
 
 
 def show_one_gpu(number: int, gpus: int) -> dict[str, str]:
-    """Return the variable that makes a process see one GPU alone: that of this number among those
-    that this process may use, of `gpus` in the machine; none if there is no such GPU."""
+    """Return the environment variable with which a process sees one GPU alone: number `number` of
+    those that this process may use; none if there is no such GPU. gpus: the number of GPUs in the
+    machine."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = list(map(str, range(gpus))) if chosen is None else chosen.split(",")
     return {"CUDA_VISIBLE_DEVICES": visible[number]} if number < len(visible) else {}
@@ -41,7 +42,7 @@ def _query() -> list[list[str]]:
     try:
         text, _ = process.communicate(timeout=_QUERY_S)
     except subprocess.TimeoutExpired:
-        process.kill()  # without a wait: one that hangs in the driver does not end
+        process.kill()  # without a wait: a process that hangs in the driver does not end
         raise
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, text)
@@ -49,7 +50,7 @@ def _query() -> list[list[str]]:
 
 
 def check_driver(target: Target) -> Finding:
-    """Look at the driver, and at the GPUs that it lists."""
+    """Check the driver, and the GPUs that it lists."""
     devices = [name for name in _list_devices() if re.fullmatch(r"nvidia\d+", name)]
     if not shutil.which("nvidia-smi"):
         if not devices and not _DRIVER.exists():
@@ -113,7 +114,8 @@ def _explain_unavailable(built: str) -> Finding:
 
 
 def read_driver_cuda() -> tuple[int, int]:
-    """Return the newest CUDA that the driver runs, (13, 0); (0, 0) without a driver."""
+    """Return the newest version of CUDA that the driver supports, as (13, 0); (0, 0) without a
+    driver."""
     number = ctypes.c_int()
     try:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))

@@ -20,7 +20,7 @@ _CLOCKS_S = 5.0
 def check_group(target: Target) -> Finding:
     """Join all ranks, sum a tensor over them, compare the clocks.
 
-    NCCL between GPUs, gloo between CPUs. The command of rank 0 has the store of the group.
+    GPUs use NCCL, CPUs gloo. The command of rank 0 serves the store of the group.
     """
     import torch.distributed as dist
 
@@ -52,7 +52,7 @@ def check_group(target: Target) -> Finding:
 
 
 def _measure_sum(size: int, device: Any) -> float:
-    """Return the bandwidth of an all-reduce in GB/s, as nccl-tests counts it ("busbw"). Raises
+    """Return the bandwidth of an all-reduce in GB/s, as nccl-tests computes it ("busbw"). Raises
     ValueError for a wrong sum."""
     import torch
     import torch.distributed as dist
@@ -87,8 +87,8 @@ def _share_lock(target: Target, rank: int) -> Finding:
 
 
 def _hold_lock(target: Target, stack: contextlib.ExitStack) -> str:
-    """Lock a file until the stack ends, and return its path; "" if that fails, which the checks of
-    one process report."""
+    """Lock a file until the stack ends, and return its path; "" if that fails, which other checks
+    report."""
     try:
         path = open_scratch(target) / "shared"
         file = stack.enter_context(path.open("wb"))
@@ -99,7 +99,7 @@ def _hold_lock(target: Target, stack: contextlib.ExitStack) -> str:
 
 
 def _try_lock(name: str) -> Finding:
-    """Return what an attempt to lock rank 0's file shows; rank 0 itself makes it, too."""
+    """Try to lock rank 0's file, on every rank, and return the finding."""
     path = Path(name)
     folder = path.parent.parent
     try:
@@ -124,7 +124,8 @@ def _wait(device: Any) -> None:
 
 
 def _compare_clocks(size: int) -> float:
-    """Return by how many seconds the clocks differ, with the time of a barrier."""
+    """Return the largest difference of the clocks in seconds, which includes the time of a
+    barrier."""
     import torch.distributed as dist
 
     from fastdeit.distributed.collectives import barrier

@@ -22,16 +22,16 @@ _CONTAINERS = {
     "/run/.containerenv": "Podman",
     "/.singularity.d": "Apptainer",
 }
-_FEW_CORES = 4  # a GPU
+_FEW_CORES = 4  # for each GPU
 _OPEN_FILES = 1024
 _LEAST_MEMORY = 4 * GIB
-"""Of a process: libraries, DALI's buffers, a small model."""
+"""The memory that a process needs at least: libraries, DALI's buffers, a small model."""
 _UNLIMITED = 2**60
-"""cgroup 1 writes a limit that nothing reaches where there is none."""
+"""The bytes from which a limit is none: cgroup 1 writes a very large number."""
 
 
 def check_system(target: Target) -> Finding:
-    """Name the system; one other than Linux is broken."""
+    """Name the system; any system except Linux is broken."""
     inside = [name for path, name in _CONTAINERS.items() if Path(path).exists()]
     found = f"{platform.system()} {platform.release()}, {platform.machine()}, Python "
     found += platform.python_version()
@@ -61,12 +61,13 @@ def check_cores(target: Target) -> Finding:
 
 
 def _count_sharers(target: Target) -> int:
-    """Return how many processes train on this machine: those of the launcher, else one a GPU."""
+    """Return the number of processes that train on this machine: those of the launcher, or one for
+    each GPU."""
     return max(1, target.gpus) if is_alone() else count_local_ranks()
 
 
 def read_cpu_limit() -> float | None:
-    """Return the cores' worth of time that the cgroup allows; None: no limit is known."""
+    """Return the CPU time that the cgroup allows, in cores; None: no limit is known."""
     words = _read(CGROUPS / "cpu.max").split()
     if len(words) < 2:
         legacy = CGROUPS / "cpu"
@@ -79,7 +80,7 @@ def read_cpu_limit() -> float | None:
 
 
 def check_memory(target: Target) -> Finding:
-    """Compare the memory that is free, and the cgroup's limit, with the number of processes."""
+    """Compare the free memory, and the cgroup's limit, with the needs of all processes."""
     memory = psutil.virtual_memory()
     limit = read_memory_limit()
     free = min(memory.available, limit) if limit else memory.available
@@ -103,7 +104,7 @@ def read_memory_limit() -> int | None:
 
 
 def check_shared_memory(target: Target) -> Finding:
-    """Look at /dev/shm, which NCCL uses between GPUs, and Python between processes."""
+    """Check /dev/shm, which NCCL uses between GPUs, and Python between processes."""
     cure = "docker run --shm-size=8g"
     if not SHARED_MEMORY.is_dir():
         return warn(f"no {SHARED_MEMORY}", f"mount a tmpfs there ({cure})")
@@ -120,7 +121,7 @@ def check_shared_memory(target: Target) -> Finding:
 
 
 def check_open_files(target: Target) -> Finding:
-    """Look at how many files a process may open."""
+    """Check the number of files that a process may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = f"{_name_limit(soft)}, up to {_name_limit(hard)}"
     if hard != resource.RLIM_INFINITY and hard < _OPEN_FILES:
@@ -144,7 +145,7 @@ def check_clock(target: Target) -> Finding:
 
 
 def check_encoding(target: Target) -> Finding:
-    """Look at the encodings of file names and of output."""
+    """Check the encodings of file names and of output."""
     files = sys.getfilesystemencoding()
     text = locale.getpreferredencoding(False)
     found = f"file names {files}, text {text}"
@@ -154,7 +155,7 @@ def check_encoding(target: Target) -> Finding:
 
 
 def check_caches(target: Target) -> Finding:
-    """Look whether the folders that libraries store files in can be written."""
+    """Check whether the cache folders of libraries can be written."""
     places = _list_caches()
     closed = [(name, place) for name, place in places.items() if not _can_write(place)]
     faults = [
@@ -168,8 +169,8 @@ def check_caches(target: Target) -> Finding:
 
 
 def _list_caches() -> dict[str, Path]:
-    """Return the folders of the Hub's weights, Triton's and numba's compiled code, and the tables
-    of data sets, by the variable that names another."""
+    """Return the folders of the Hub's weights, Triton's and numba's compiled code, and the indexes
+    of data sets, by the environment variable that names another folder."""
     user = find_user_cache()
     hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or user / "huggingface"
     return {

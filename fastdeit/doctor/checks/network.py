@@ -1,4 +1,4 @@
-"""Checks of names, ports and variables on which the ranks of a run depend."""
+"""Checks of the names, ports and environment variables that the ranks of a run depend on."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ from fastdeit.distributed.environment import is_alone
 from fastdeit.doctor.findings import Finding, Target, absent, fail, good, warn, warn_of
 
 PORT = 29500
-"""Of DeepSpeed's launcher and of torchrun."""
+"""The usual port of DeepSpeed's launcher and of torchrun."""
 _INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 _SLOW = {
     "NCCL_P2P_DISABLE": ("1", "GPUs of one machine exchange through the host"),
@@ -20,11 +20,11 @@ _SLOW = {
     "TRITON_INTERPRET": ("1", "kernels run in Python"),
     "TORCH_DISTRIBUTED_DEBUG": ("DETAIL", "each collective is checked"),
 }
-"""Variables with the value that costs speed, and why."""
+"""The value of an environment variable that costs speed, and why, by variable."""
 
 
 def check_names(target: Target) -> Finding:
-    """Look whether the host's own name, loopback and MASTER_ADDR have addresses."""
+    """Check whether the host's own name, loopback and MASTER_ADDR have addresses."""
     host = socket.gethostname()
     faults = []
     for name in dict.fromkeys((host, "localhost", os.environ.get("MASTER_ADDR", "localhost"))):
@@ -52,7 +52,7 @@ def _can_bind(family: str) -> bool:
 
 
 def check_port(target: Target) -> Finding:
-    """Look whether the launchers' usual port is free; a launcher that runs has its own."""
+    """Check whether the launchers' usual port is free; a launcher that runs has its own port."""
     if not is_alone():
         return absent(f"the launcher uses {os.environ.get('MASTER_PORT', PORT)}")
     port = int(os.environ.get("MASTER_PORT") or PORT)
@@ -67,7 +67,8 @@ def check_port(target: Target) -> Finding:
 
 
 def check_variables(target: Target) -> Finding:
-    """Look for variables that slow training down, or name a network that is not there."""
+    """Look for environment variables that make training slow, or name a network interface that does
+    not exist."""
     faults = [_describe_slow(name) for name, (value, _) in _SLOW.items() if _is_set(name, value)]
     faults += [fault for name in _INTERFACES for fault in _check_interface(name)]
     faults += _check_threads()
@@ -85,9 +86,10 @@ def _describe_slow(name: str) -> tuple[str, str]:
 
 
 def _check_interface(name: str) -> list[tuple[str, str]]:
-    """Return the fault of a variable that names network interfaces, of which none is here.
+    """Return the fault of an environment variable that names only network interfaces which do not
+    exist, or nothing.
 
-    NCCL takes prefixes, after ^ those to avoid and after = whole names.
+    NCCL reads prefixes of names, after ^ those to avoid, after = whole names.
     """
     value = os.environ.get(name, "")
     here = list(psutil.net_if_addrs())

@@ -1,4 +1,4 @@
-"""Checks of the installed packages: versions, and whether each can be imported."""
+"""Checks of the installed packages: their versions and their imports."""
 
 import functools
 import importlib
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 _PROJECT = "fastdeit"
 _TESTED = Path(fastdeit.__file__).parents[1] / "constraints.txt"
-"""Lies beside the package in a checkout."""
+"""The file of the tested versions, which only a checkout has."""
 _DALI = "nvidia-dali-cuda"
 _CUDAS = (120, 130)
-_SLOW_S = 20.0  # an import from a disk over a network
+_SLOW_S = 20.0  # an import that takes longer is probably from a network's disk
 _SHOWN = 5
 _IMPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("torch", ()),
@@ -31,7 +31,7 @@ _IMPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "pyarrow": ("pyarrow", ()),
     "Pillow": ("PIL", ()),
 }
-"""The module of each large library, and the libraries that it imports itself."""
+"""The module of each large library, and the libraries that it imports."""
 
 
 def check_versions(target: Target) -> Finding:
@@ -79,7 +79,7 @@ def _list_tested() -> list[str]:
 
 
 def _describe_fault(requirement: "Requirement") -> str:
-    """Return how the installed version of a package differs from what is required, or ""."""
+    """Return a text on an installed version that is missing or not allowed, or ""."""
     version = _find_version(requirement.name)
     if version is None:
         return f"{requirement.name} is missing"
@@ -90,7 +90,7 @@ def _describe_fault(requirement: "Requirement") -> str:
 
 def _find_version(name: str) -> str | None:
     """Return the installed version of a package, None if it is missing; DALI may be a build for
-    another CUDA."""
+    another version of CUDA."""
     names = [name]
     if name.startswith(_DALI):
         names += [f"{_DALI}{cuda}" for cuda in _CUDAS]
@@ -103,7 +103,7 @@ def _find_version(name: str) -> str | None:
 
 
 def list_imports() -> list[Check]:
-    """Return a check of the import of each large library: a crash in one names it."""
+    """Return one check for the import of each large library, so that a crash names the library."""
     return [
         Check(
             f"import {name}",
@@ -122,7 +122,7 @@ def check_import(target: Target, *, name: str, module: str) -> Finding:
     began = time.monotonic()
     try:
         library = importlib.import_module(module)
-    # a broken library may raise anything while it is imported
+    # a broken library may raise any error during the import
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return fail(reason[:300], f"reinstall {name} in the version of constraints.txt")
@@ -135,7 +135,7 @@ def check_import(target: Target, *, name: str, module: str) -> Finding:
 
 
 def check_twins(target: Target) -> Finding:
-    """Look for two packages that install the same module: one overwrites files of the other."""
+    """Look for two packages that install the same module, as one overwrites files of the other."""
     owners = importlib.metadata.packages_distributions()
     faults = []
     for module, cure in {
@@ -150,7 +150,7 @@ def check_twins(target: Target) -> Finding:
 
 
 def check_pillow(target: Target) -> Finding:
-    """Look at Pillow's JPEG decoder: fastdeit's and timm's pixels are those of libjpeg-turbo."""
+    """Check Pillow's JPEG decoder: the pixels of fastdeit and timm are those of libjpeg-turbo."""
     import PIL
     from PIL import features
 

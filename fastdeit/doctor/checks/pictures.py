@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from fastdeit.data.formats.detect import SplitLocation
 
-_NEAR = 2.0  # of 255, mean: a GPU's decoder rounds otherwise
+_NEAR = 2.0  # mean difference, of 255: a GPU's decoder rounds differently
 _NAMED = 3
 
 
@@ -54,7 +54,7 @@ def _check_gpu_decoders(data: bytes, wanted: "np.ndarray") -> Finding:
 
 
 def _decode(data: bytes, device: str, options: dict[str, Any]) -> "np.ndarray":
-    """Return DALI's pixels: uint8 (H, W, 3). Raises RuntimeError as DALI does."""
+    """Return DALI's pixels, uint8 (H, W, 3). Raises RuntimeError as DALI does."""
     import numpy as np
     from nvidia.dali import Pipeline, fn
 
@@ -85,7 +85,7 @@ def _mean_difference(one: "np.ndarray", other: "np.ndarray") -> float:
 
 
 def check_data(target: Target) -> Finding:
-    """Look at the format of the data set, decode a sample of its images, and look for an index."""
+    """Check the format of the data set, decode some of its images, and look for an index."""
     from fastdeit.data.formats.detect import find_split, refuse_unordered
     from fastdeit.data.formats.listing import DataError
 
@@ -127,8 +127,8 @@ def _has_validation(root: Path) -> bool:
 
 
 def _check_images(target: Target, found: "SplitLocation") -> tuple[str, list[str]]:
-    """Return how many images were looked at, and the faults of those that do not decode. Raises
-    DataError for files of pixels that are damaged."""
+    """Return a text with the number of decoded images, and the faults of those that do not decode.
+    Raises DataError for files of pixels that are damaged."""
     from fastdeit.data.formats.check import check_place
     from fastdeit.data.formats.detect import list_split
 

@@ -20,7 +20,8 @@ _STEPS_PER_EPOCH = 1000
 
 
 def make_config(folder: Path, world: World) -> Config:
-    """Return the recipe `deit` for a small student, without a teacher, on the images in a folder.
+    """Return the settings of the recipe `deit` for a small student, without a teacher, on the
+    images in a folder.
 
     The learning rate is constant.
     """
@@ -48,11 +49,11 @@ def build_loader(config: Config, world: World, index: Index) -> TrainLoader:
 
 
 def index_images(config: Config) -> Index:
-    """Return the index of the images, which is stored beside them."""
+    """Return the index of the images; store it beside them."""
     return build_train_index(config)
 
 
 def build_small_trainer(config: Config, world: World, index: Index) -> Trainer:
-    """Build a trainer at step 0 of a student with the initial weights of seed 0."""
+    """Build a trainer at step 0, whose student has the initial weights of seed 0."""
     model, _ = build_model(config, index.classes)
     return build_trainer(config, world, model, None, _STEPS_PER_EPOCH)

@@ -1,4 +1,4 @@
-"""Ten seconds of training: how fast the loader and the step are, and whether the step is right."""
+"""Ten seconds of training: the speed of the loader and of the step, and a test of the step."""
 
 import dataclasses
 import itertools
@@ -22,19 +22,19 @@ _STEPS_S = 2.0
 _LEAST_STEPS = 3
 _MOST_STEPS = 30
 _CLASSES = 16
-_MADE = 32  # JPEG files, which get more names
+_MADE = 32  # generated JPEG files, each of which is written under several names
 _SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"BM": ".bmp"}
 
 
 class Speed(NamedTuple):
-    """A rate, and what was measured."""
+    """A rate, and a text on the conditions of the measurement."""
 
     images_per_s: float
     where: str
 
 
 class Steps(NamedTuple):
-    """Losses of steps on one batch, and their rate without the first."""
+    """The losses of steps on one batch, and the rate of all steps except the first."""
 
     losses: list[float]
     images_per_s: float
@@ -49,8 +49,8 @@ def try_training(target: Target) -> Finding:
 
 
 def join_alone() -> "World":
-    """Start a process group of this rank alone, with its share of the cores, and the one GPU that
-    it sees."""
+    """Start a process group of this rank alone; return its world, with the rank's share of the
+    cores and the one GPU that it sees."""
     import torch
 
     from fastdeit.distributed.environment import count_local_ranks, is_alone
@@ -66,7 +66,8 @@ def join_alone() -> "World":
 
 
 def write_images(target: Target, folder: Path) -> str:
-    """Write images of the data set, or generated ones, as class folders; return which."""
+    """Write images of the data set, or generated ones, as class folders; return a text that names
+    their origin."""
     images, what = _choose_images(target)
     for number, data in enumerate(itertools.islice(itertools.cycle(images), COUNT)):
         suffix = _SUFFIXES.get(data[:2], ".ppm")
@@ -111,7 +112,7 @@ def measure(folder: Path, world: "World") -> tuple[Speed, Steps, Steps]:
 
 
 def _measure_loader(loader: Any, world: "World") -> tuple["Batch", Speed]:
-    """Return the first batch of a loader, and how fast the next ones come."""
+    """Return the first batch of a loader, and the speed of the next ones."""
     batches: Iterator[Batch] = (b for epoch in itertools.count() for b in loader.epoch(epoch))
     first = next(batches)
     next(batches)
@@ -128,13 +129,13 @@ def _measure_loader(loader: Any, world: "World") -> tuple["Batch", Speed]:
 
 
 def _measure_steps(trainer: Any, batch: "Batch", count: int) -> Steps:
-    """Train steps on one batch: `count`, or until a time has passed if it is 0."""
+    """Train steps on one batch: `count`, or, if that is 0, for `_STEPS_S` seconds."""
     device = trainer.engine.device
     rows: list[Any] = []
     began = 0.0
     while len(rows) < (count or _MOST_STEPS):
         rows.append(trainer.train_step([batch]).clone())
-        if len(rows) == 1:  # with what is compiled and allocated once
+        if len(rows) == 1:  # the first step compiles and allocates
             _wait(device)
             began = time.monotonic()
         enough = len(rows) >= _LEAST_STEPS and time.monotonic() - began >= _STEPS_S
@@ -153,7 +154,7 @@ def _wait(device: Any) -> None:
 
 
 def judge(loader: Speed, steps: Steps, again: Steps, what: str, device: str) -> Finding:
-    """Return the finding of a trial."""
+    """Return the finding of a trial; what: the origin of the images; device: cpu or cuda."""
     first, last = steps.losses[0], steps.losses[-1]
     limit = "loader" if loader.images_per_s < steps.images_per_s else "step"
     found = (
