@@ -3,17 +3,10 @@ to the GPU.
 
 python -m benchmarks.bench_windows [--images 256] [-o benchmarks/results/cpu-windows.csv]
 
-<<<<<<< HEAD
 With `gpu` the host decodes the windows and copies them into one buffer; with `cpu` it does all, up
 to the finished images. Both are measured on the CPU in one process, in turn, in CPU time; the
 kernels are not run (docs/kernels.md has an estimate of their time). Writes a row for each recipe,
 and docs/augmentation.md has them as a table (`python -m benchmarks.tables`).
-=======
-With `gpu` the host decodes the windows and copies them into one buffer; with `cpu` it does
-everything, up to the finished images. Both are measured on the CPU in one process, in turn, in CPU
-time; the kernels are not run (docs/kernels.md has an estimate of their time). Prints a Markdown
-table.
->>>>>>> main
 """
 
 import itertools
@@ -90,13 +83,8 @@ def bytes_sent(packed: torch.Tensor, planned: Any) -> float:
     return (packed.numel() + rows) / BATCH + TABLE_BYTES
 
 
-<<<<<<< HEAD
 def compare(name: str, spec: PlanSpec, index: Index, images: int) -> Row:
     """Measure both forms in alternating rounds; return and print a row."""
-=======
-def row_of(name: str, spec: PlanSpec, index: Index, images: int) -> str:
-    """Return a row of the table in Markdown: CPU ms of both, their ratio, and kB to the GPU."""
->>>>>>> main
     whole = endless(make_loader(index, spec, uses_kernels=False))
     windows = decode(index, spec)
     samples = [(batch.ordinals for batch in whole), (planned.ordinals for _, planned in windows)]
