@@ -128,10 +128,12 @@ def name_device(device: torch.device) -> str:
 
 @functools.cache
 def code_digest() -> str:
-    """Return a hash of every Python file of this package, by name and content."""
+    """Return a hash of every Python file of this package and of the kernels' launches, which decide
+    the order of sums, by name and content."""
     root = Path(fastdeit.__file__).parent
     digest = hashlib.sha256()
     # rglob follows no link below its start, and `kernels` is one
-    for path in sorted({*root.rglob("*.py"), *(root / "kernels").rglob("*.py")}):
+    kernels = root / "kernels"
+    for path in sorted({*root.rglob("*.py"), *kernels.rglob("*.py"), *kernels.glob("*.json")}):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -209,6 +209,15 @@ def test_epilogue_computes_the_forwards_bits_again(dtype: torch.dtype) -> None:
     assert expected[2].numel() == 0
 
 
+def test_bias_gradient_of_the_epilogue_sums_unrounded_terms() -> None:
+    (_, _, bias1, weight2), dout = make_inputs(SHAPES["whole D"], torch.bfloat16)
+    h = torch.randn(5, 72, generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.bfloat16)
+    _, dbias1, _ = mlp_bwd_triton(dout, weight2, h, bias1.float(), False)
+    z = (h.double() + bias1.double()).requires_grad_()
+    (dh,) = torch.autograd.grad(torch.nn.functional.gelu(z), z, dout.double() @ weight2.double())
+    torch.testing.assert_close(dbias1.double(), dh.sum(0), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("parts", [1, 8])
 def test_parts_of_a_tile_change_no_bit(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, dout = make_inputs(SHAPES["ragged"], torch.bfloat16)

@@ -25,7 +25,7 @@ def test_ranks_with_different_settings_or_code_are_named(monkeypatch: pytest.Mon
         check_same_everywhere(config)
 
 
-def test_code_digest_changes_with_every_python_file(
+def test_code_digest_changes_with_every_python_file_and_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "kernels" / "op_kernels").mkdir(parents=True)
@@ -34,9 +34,11 @@ def test_code_digest_changes_with_every_python_file(
     monkeypatch.setattr(fastdeit, "__file__", str(tmp_path / "__init__.py"))
     digests = set()
     nested = "kernels/op_kernels/a.py"
-    for name, text in ((nested, "x"), (nested, "y"), ("b.py", "x"), ("b.txt", "x")):
+    launches = "kernels/launch_configs.json"
+    changes = ((nested, "x"), (nested, "y"), ("b.py", "x"), (launches, "x"), ("b.txt", "x"))
+    for name, text in changes:
         (tmp_path / name).write_text(text)
         code_digest.cache_clear()
         digests.add(code_digest())
     code_digest.cache_clear()
-    assert len(digests) == 3  # b.txt does not count
+    assert len(digests) == 4  # b.txt does not count

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastdeit.data.formats.cifar import files as files_module
+from fastdeit.data.formats.cifar.batches import read_python
 from fastdeit.data.formats.cifar.files import choose_cifar, find_cifar
 from fastdeit.data.formats.listing import DataError
 from fastdeit.data.index import Index
@@ -17,6 +19,9 @@ from tests.support.cifar import (
     draw_batch,
     files10,
     files100,
+    pickle_array,
+    pickle_dict,
+    pickle_list,
     write_archive,
     write_files,
 )
@@ -164,6 +169,37 @@ def test_a_damaged_archive_is_named(tmp_path: Path, kind: str) -> None:
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(data)
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz: "):
         build_index(tmp_path, "train")
+
+
+def test_an_archive_of_names_that_begin_with_a_dot_is_read(tmp_path: Path) -> None:
+    archive = "cifar-100-binary.tar.gz"
+    files = {f"./{name}": data for name, data in FORMS[archive].items()}
+    index = build_index(write_archive(tmp_path / archive, files), "train")
+    assert (len(index), list(index.classes)) == (PER_FILE, CLASSES100)
+
+
+def test_a_folder_with_the_name_of_an_archive_is_a_folder(tmp_path: Path) -> None:
+    archive = "cifar-100-binary.tar.gz"
+    root = lay_out(tmp_path / archive, archive, "folder")
+    assert len(build_index(root, "train")) == PER_FILE
+
+
+def test_a_file_that_is_too_large_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = lay_out(tmp_path, "cifar-10-binary.tar.gz", "folder")
+    monkeypatch.setattr(files_module, "MAX_BYTES", 3073 * PER_FILE - 1)
+    with pytest.raises(DataError, match=r"data_batch_1\.bin: must be at most 18,437 bytes"):
+        build_index(root, "train")
+
+
+def test_a_label_of_two_bytes_is_refused() -> None:
+    content = {
+        b"data": pickle_array(draw_batch(0, 10)[0][:1]),
+        b"labels": pickle_list([b"M\x00\x01"]),
+    }
+    with pytest.raises(DataError, match=r"x: must hold `labels`, .*\(got \[256\]\)"):
+        read_python(pickle_dict(content), "x", "labels")
 
 
 def test_a_label_that_is_no_class_is_named(tmp_path: Path) -> None:

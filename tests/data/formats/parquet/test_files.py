@@ -50,6 +50,12 @@ def test_a_name_that_ends_in_that_of_a_split_is_of_another(tmp_path: Path) -> No
     assert names == ["new_train-1.parquet", "train-0.parquet"]
 
 
+def test_what_macos_writes_beside_a_file_is_of_no_split(tmp_path: Path) -> None:
+    file = write_table(tmp_path / "data/train-0.parquet", [ROW])
+    (tmp_path / "data/._train-0.parquet").write_bytes(b"attributes")
+    assert find_split(tmp_path, "train").paths == find_parquet(file.parent) == (file,)
+
+
 def test_a_pattern_names_the_files(tmp_path: Path) -> None:
     files = [write_table(tmp_path / f"part{i}.parquet", [ROW]) for i in range(3)]
     assert find_split(tmp_path, "part*.parquet").paths == tuple(files)

@@ -121,6 +121,15 @@ def test_odd_images_are_excluded_with_the_reason(tmp_path: Path) -> None:
     ]
 
 
+def test_an_image_of_too_many_bytes_is_excluded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table(tmp_path / "train.parquet", make_rows(2))
+    monkeypatch.setattr(images_module, "MAX_BYTES", max(len(jpeg(0)), len(jpeg(1))) - 1)
+    index = build_index(tmp_path, "train", bad_images="skip")
+    assert len(index) == 1 and "bytes are more than" in index.excluded[0]
+
+
 def test_a_label_that_is_no_class_is_refused(tmp_path: Path) -> None:
     write_table(tmp_path / "train.parquet", [({"bytes": jpeg(), "path": "a"}, 2)])
     with pytest.raises(DataError, match="train.parquet/000000_a has the label 2, not one of the 2"):
