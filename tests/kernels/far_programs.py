@@ -40,6 +40,8 @@ def far_programs(distance: int) -> Iterator[None]:
             create_masked_load=load,
             create_masked_store=lambda *_: None,
         ),
-        patch.object(builder, "options", replace(builder.options, sanitize_overflow=True)),
+        patch.object(
+            builder, "options", replace(builder.options, sanitize_overflow=True, debug=True)
+        ),
     ):
         yield
