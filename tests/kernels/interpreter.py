@@ -87,9 +87,9 @@ def poisoned_memory() -> Iterator[None]:
 
 def hasten() -> None:
     """Make the interpreter faster, with equal results. Replace the functions of `triton.language`
-    once a launch, not in each call of a device function; compute no integer operation a second time
-    in 64 bits, which takes half the time and is compared with nothing unless the interpreter is told
-    to debug (`far_programs` is)."""
+    once a launch, not in each call of a device function; compute no integer operation again in 64
+    bits, which takes half the time, and which only an interpreter that debugs compares
+    (`far_programs`)."""
     builder = interpreter.interpreter_builder
     builder.options = replace(builder.options, sanitize_overflow=False)
     interpreter._patch_lang = _patch_once
