@@ -58,9 +58,18 @@ def add_and_norm() -> None:
 
 def lose() -> None:
     logits, labels = torch.zeros(4, 1000), torch.zeros(4, dtype=torch.int64)
-    settings = {"smoothing": 0.1, "kind": "soft", "alpha": 0.5, "tau": 3.0}
     with backend.use_backend("triton"):
-        distill(logits, logits, labels, torch.ones(4), logits, **settings)
+        distill(
+            logits,
+            logits,
+            labels,
+            torch.ones(4),
+            logits,
+            smoothing=0.1,
+            kind="soft",
+            alpha=0.5,
+            tau=3.0,
+        )
 
 
 def mix_and_normalise() -> None:
