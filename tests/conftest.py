@@ -62,15 +62,14 @@ HEAVY = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Save time where the results are equal; the long forms check the integers of interpreted
-    kernels for overflow."""
+    """Save time where the results are equal."""
     from tests.support.quick_flags import reuse_parsers
 
     reuse_parsers()
     if os.environ.get("TRITON_INTERPRET") == "1":
         from tests.kernels.interpreter import hasten
 
-        hasten(check_overflow=_asks_for_slow(config))
+        hasten()
 
 
 def _asks_for_slow(config: pytest.Config) -> bool:
