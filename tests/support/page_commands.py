@@ -28,8 +28,9 @@ _IS_SCRIPT = re.compile(r"^(?:for|if|while) ", re.MULTILINE)
 _IS_WHOLE = re.compile(
     r"(?:(?:fastdeit|python -m fastdeit) \w+|deepspeed) (?!.*(?:\.\.\.|\[|--help))"
 )
-# what `...` stands for in `fastdeit cache build`: flags that the page has named before
-_RECORDED = "--data-path DATA --teacher-path regnety_160.safetensors"
+# what `...` stands for: flags that the page has named before
+_TEACHER = ["--teacher-path", "regnety_160.safetensors"]
+_RECORDED = ["--data-path", "DATA", *_TEACHER]
 # what a page names -> what is there in small
 _SMALL = {
     "0-299": "0-1",
@@ -121,7 +122,9 @@ def _fill(name: str, argv: Sequence[str]) -> Call:
     argv = argv[: argv.index(">")] if ">" in argv else argv
     rest: list[str] = []
     if name == "cache" and argv[0] == "build":
-        rest = [*_RECORDED.split(), *([] if "-o" in argv else ["-o", "CACHE"])]
+        rest = [*_RECORDED, *([] if "-o" in argv else ["-o", "CACHE"])]
+    elif name == "train" and "--teacher-path" not in argv:
+        rest = _TEACHER
     return Call(name, [word for part in argv for word in (rest if part == "..." else [part])])
 
 
