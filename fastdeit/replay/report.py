@@ -15,7 +15,7 @@ from fastdeit.replay.inputs import InputComparison
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import Losses, StepResult
 from fastdeit.tracking.log import find_step
-from fastdeit.training.trainer import STATISTICS
+from fastdeit.training.trainer import STATISTICS, average_micro_batches
 
 _WORST = 3  # samples of a micro-batch that are named in the table
 
@@ -194,7 +194,7 @@ def _average(micro_batches: Sequence[MicroBatchResult], history: StepHistory) ->
     run_size = history.attempt.world_size
     values = [[line.loss, line.base, line.distill] for line in micro_batches]
     by_rank = torch.tensor(values, dtype=torch.float32).chunk(run_size)
-    shares = [rank.mean(0) / run_size for rank in by_rank]
+    shares = [average_micro_batches(rank.unbind()) / run_size for rank in by_rank]
     return Losses(*functools.reduce(torch.add, shares).tolist())
 
 

@@ -9,7 +9,7 @@ learns whether a step was applied after it has launched the next one.
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -141,7 +141,7 @@ class Trainer:
             ]
         self._finish(self._run)
         self._note_launch(micro_steps)
-        losses = _mean([micro.losses for micro in micro_steps])
+        losses = average_micro_batches([micro.losses for micro in micro_steps])
         return torch.cat((losses, self.update.grad_norm.view(1)))
 
     def _prepare(self) -> None:
@@ -243,8 +243,9 @@ class Trainer:
         return [group["lr"] for group in self.schedule.optimizer.param_groups]
 
 
-def _mean(values: list[torch.Tensor]) -> torch.Tensor:
-    return values[0] if len(values) == 1 else torch.stack(values).mean(0)
+def average_micro_batches(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the mean of the losses of a rank's micro-batches, each fp32 (K,), as in the log."""
+    return values[0] if len(values) == 1 else torch.stack(tuple(values)).mean(0)
 
 
 class StepStatistics(NamedTuple):

@@ -18,6 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.support.ranks import Ranks
+
 # from MKL and oneDNN, which may look at the alignment too
 PRODUCTS = {
     *("mm", "addmm", "bmm", "baddbmm", "dot", "mv", "addmv", "convolution", "convolution_backward"),
@@ -87,6 +89,11 @@ def _start(self: subprocess.Popen[Any], args: Any, *rest: Any, **more: Any) -> N
 _real_start = subprocess.Popen.__init__
 
 
+def _refuse(*_: object, **__: object) -> None:
+    pytest.skip("ranks would have the real processor")
+
+
 def pytest_sessionstart() -> None:
     ImaginedProcessor().__enter__()
+    Ranks.__init__ = _refuse  # type: ignore[assignment,method-assign]
     subprocess.Popen.__init__ = _start  # type: ignore[method-assign]
