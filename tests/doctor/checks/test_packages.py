@@ -18,15 +18,14 @@ def check_versions(monkeypatch: pytest.MonkeyPatch, requires: list[str]) -> Find
     return packages.check_versions(Target())
 
 
-def test_the_installed_versions_are_the_tested_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_installed_versions_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = (ROOT / "setup.py").read_text()
     requires = re.findall(r'^        "((?:torch|triton|pillow)[^"]*)"', setup, re.MULTILINE)
     assert len(requires) >= 4
     finding = check_versions(monkeypatch, requires)
-    assert (finding.status, finding.found) == (
-        "ok",
-        f"{len(requires)} packages in the allowed ranges",
-    )
+    assert finding.status == "ok"
+    # newer versions than those of constraints.txt are named
+    assert finding.found.startswith(f"{len(requires)} packages in the allowed ranges")
 
 
 def test_a_version_out_of_range_or_missing_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
