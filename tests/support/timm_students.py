@@ -34,7 +34,8 @@ def make_timm_model(kind: str, drop: float = 0.2) -> nn.Module:
 
 
 def build(kind: str, config: Config, world: World) -> Trainer:
-    return build_trainer(config, world, make_timm_model(kind), teach, STEPS_PER_EPOCH)  # type: ignore[arg-type]
+    called: Any = teach
+    return build_trainer(config, world, make_timm_model(kind), called, STEPS_PER_EPOCH)
 
 
 def main(folder: Path) -> None:

@@ -82,7 +82,8 @@ def make_trainer(
     config: Config, world: World, teacher: Callable[..., torch.Tensor] | None = None
 ) -> Trainer:
     model = make_model(config.model.trainable)
-    return build.build_trainer(config, world, model, teacher or teach, STEPS_PER_EPOCH)  # type: ignore[arg-type]
+    called: Any = teacher or teach  # a function, where the trainer has a `LiveTeacher`
+    return build.build_trainer(config, world, model, called, STEPS_PER_EPOCH)
 
 
 @contextlib.contextmanager

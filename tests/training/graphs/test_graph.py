@@ -23,7 +23,8 @@ def test_a_call_returns_what_the_function_would() -> None:
         result = graphs.run("scale", scale, values, torch.tensor(3.0))
         assert result is not None
         found.append(result)
-        assert torch.equal(graphs.run("scale", scale, values, None), values * 2)  # type: ignore[arg-type]
+        doubled = graphs.run("scale", scale, values, None)
+        assert doubled is not None and torch.equal(doubled, values * 2)
     assert torch.stack(found)[:, 0].tolist() == [0, 3, 6]
     assert recorder.recorded == [1, 1] and not graphs.failures
 
@@ -34,7 +35,8 @@ def test_each_signature_is_recorded_and_their_number_is_bounded() -> None:
     inputs = [torch.rand(2, size) for size in range(1, 8)]
     inputs += [inputs[2].double(), torch.rand(3, 2).T]
     for values in [*inputs, *inputs]:
-        assert torch.equal(graphs.run("scale", scale, values, None), values * 2)  # type: ignore[arg-type]
+        doubled = graphs.run("scale", scale, values, None)
+        assert doubled is not None and torch.equal(doubled, values * 2)
     assert len(recorder.recorded) == MOST
 
 

@@ -56,8 +56,12 @@ def make_network(world: World) -> Teacher:
     network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, CLASSES)).eval()
     own, student = (Preprocessing((mean,) * 3, (0.5,) * 3, SIZE) for mean in (0.4, 0.5))
     loaded = LoadedTeacher(network, "own", View(own, {}), Path("own"), "a hash")
-    form = {"dtype": torch.float32, "student": student, "execution": Execution(batch=BATCH // 2)}
-    return Teacher(loaded, num_classes=CLASSES, device=world.device, **form)  # type: ignore[arg-type]
+    form: dict[str, Any] = {
+        "dtype": torch.float32,
+        "student": student,
+        "execution": Execution(batch=BATCH // 2),
+    }
+    return Teacher(loaded, num_classes=CLASSES, device=world.device, **form)
 
 
 def test_a_teacher_that_is_a_network_has_a_graph_of_its_own(world: World) -> None:

@@ -59,7 +59,8 @@ def test_the_state_is_what_a_trainer_holds(fields: dict[str, Any]) -> None:
     planned = count_state(*count_parameters(model), build_layout(config, world))
     make_batch(0)  # its pictures stay
     with RealMeter() as meter:
-        trainer = build_trainer(config, world, model, teach, STEPS_PER_EPOCH)  # type: ignore[arg-type]
+        called: Any = teach
+        trainer = build_trainer(config, world, model, called, STEPS_PER_EPOCH)
         run_steps(trainer, 1, config.optim.micro_batch or 16)
         del model
         gc.collect()
