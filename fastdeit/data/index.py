@@ -6,6 +6,7 @@ decode costs DALI a whole batch; so each image is decoded once, and only good on
 files, tar shards and the files of MNIST and CIFAR have the same table.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -210,6 +211,10 @@ class Index:
         # each index has its own function: a later index may be of files that were replaced
         read = _BY_NUMBER[self.kind]
         return functools.lru_cache(_MOST_OPEN)(lambda shard: read(self.root / self.shards[shard]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields: another process opens the files itself."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def _shard_path(self, shard: int) -> str:
         return os.path.join(self.root, self.shards[shard])

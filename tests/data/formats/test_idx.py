@@ -2,6 +2,7 @@
 same pixels."""
 
 import gzip
+import pickle
 import struct
 from pathlib import Path
 
@@ -141,3 +142,12 @@ def test_an_exchanged_file_is_read_anew(tmp_path: Path) -> None:
     (tmp_path / IMAGES).write_bytes(content)
     after = build_index(tmp_path, "train")
     assert after.read(11) != before.read(11) and after.read(0) == first
+
+
+def test_an_index_that_has_read_images_can_be_sent_to_a_process(tmp_path: Path) -> None:
+    write_idx(tmp_path, "train", 4)
+    index = build_index(tmp_path, "train")
+    rows = np.arange(4)
+    before = index.encoded(rows)
+    for mine, sent in zip(before, pickle.loads(pickle.dumps(index)).encoded(rows), strict=True):
+        np.testing.assert_array_equal(mine, sent)

@@ -4,6 +4,7 @@ DALI reads them in place."""
 import io
 import json
 import os
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def test_ranges_of_shards_are_the_images_and_dali_decodes_them(root: Path) -> No
     fed = index.encoded(rows)
     assert [bytes(data) for data in fed] == [picture(number) for number in rows.tolist()]
     assert [index.read(row) for row in rows.tolist()] == [bytes(data) for data in fed]
+    # a process that it is sent to opens the shards itself
+    sent = pickle.loads(pickle.dumps(index)).encoded(rows)
+    assert [bytes(data) for data in sent] == [bytes(data) for data in fed]
     assert not any(data.flags.owndata or data.flags.writeable for data in fed)
     whole, window = decode_by_dali(fed[0])
     np.testing.assert_array_equal(
