@@ -50,8 +50,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     for name in (*FILES, "constraints.txt"):
         shutil.copy(ROOT / name, tree / name)
     sdist = _build("sdist", tree, folder / "sdist")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(sdist, folder)
     unpacked = folder / sdist.name.removesuffix(".tar.gz")
     return {
         "sdist": sdist,
