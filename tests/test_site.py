@@ -115,6 +115,11 @@ def test_a_page_outside_the_contents_is_refused(tmp_path: Path) -> None:
         build(config)
 
 
+SEARCH_IS_READY = (
+    """document.querySelector(".md-search-result__meta").textContent.includes("Type")"""
+)
+
+
 @needs_chromium
 def test_pages_and_search_work_from_the_disk(site: Path) -> None:
     forms: list[tuple[Scheme, int]] = [("light", WIDE), ("dark", NARROW)]
@@ -129,7 +134,10 @@ def test_pages_and_search_work_from_the_disk(site: Path) -> None:
                 faults = check_accessibility(opened)
                 assert not [line for line in faults if line.startswith(SEEN)]
         with open_page(browser, site / "index.html") as opened:
-            opened.page.fill("input.md-search__input", "random erasing")
+            opened.page.focus("input.md-search__input")
+            # the page listens to keys, and what is typed before it has its index is lost
+            opened.page.wait_for_function(SEARCH_IS_READY)
+            opened.page.locator("input.md-search__input").press_sequentially("random erasing")
             opened.page.wait_for_selector(".md-search-result__item")
             opened.page.click(".md-search-result__link >> nth=0")
             opened.page.wait_for_url(re.compile(r"(augmentation|glossary)\.html"))
