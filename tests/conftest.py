@@ -1,6 +1,7 @@
 """Settings of all tests: one thread, Triton's interpreter where there is no GPU, the order of
 files, and the markers."""
 
+import functools
 import gc
 import os
 import signal
@@ -76,9 +77,14 @@ def _asks_for_slow(config: pytest.Config) -> bool:
     return "slow" in (config.option.markexpr or "")
 
 
+@functools.cache
+def _name_of(path: Path) -> str:
+    return path.relative_to(Path(__file__).parent).as_posix()
+
+
 def _rank(item: pytest.Item) -> int:
     """Return the place of a test's file among the heavy ones, or the last place."""
-    name = item.path.relative_to(Path(__file__).parent).as_posix()
+    name = _name_of(item.path)
     return HEAVY.index(name) if name in HEAVY else len(HEAVY)
 
 
@@ -88,6 +94,7 @@ gc.disable()
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    gc.set_threshold(10_000, 50)  # the objects of the interpreter of kernels live for a moment
     gc.enable()
 
 
@@ -105,7 +112,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_taken_by_default(item: pytest.Item) -> bool:
     from tests.support.short_forms import is_short
 
-    name = f"{item.path.relative_to(Path(__file__).parent).as_posix()}::{item.name}"
+    name = f"{_name_of(item.path)}::{item.name}"
     return is_short(name) or (torch.cuda.is_available() and name.startswith("kernels/"))
 
 

@@ -28,6 +28,7 @@ def test_every_block_runs_in_order(tmp_path: Path) -> None:
     assert "reprob must be a probability, from 0 to 1 (got 2.0)" in done.stdout
 
 
+@pytest.mark.slow
 def test_accelerate_on_two_processes_has_the_losses_of_one(tmp_path: Path) -> None:
     (block,) = (block for block in read_blocks("library.md") if "import Accelerator" in block)
     write_digits(tmp_path / "data" / "digits")

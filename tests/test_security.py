@@ -495,15 +495,19 @@ def tall(side: int) -> bytes:
     return JPEG[:place] + struct.pack(">HH", side, side) + JPEG[place + 4 :]
 
 
-BLOWN = zlib.compress(bytes(1 << 28), 9)
+@functools.cache
+def blown() -> bytes:
+    return zlib.compress(bytes(1 << 28), 9)
+
+
 EXIF = Image.Exif()
 EXIF[0x010E] = "x" * 65_000
 IMAGES: dict[str, Callable[[], bytes]] = {
     "bomb": bomb,
     "jpeg that lies": lambda: tall(60_000),
-    "zTXt": lambda: png_of(8, 8, chunk(b"zTXt", b"Comment\0\0" + BLOWN)),
-    "iTXt": lambda: png_of(8, 8, chunk(b"iTXt", b"Comment\0\1\0\0\0" + BLOWN)),
-    "iCCP": lambda: png_of(8, 8, chunk(b"iCCP", b"profile\0\0" + BLOWN)),
+    "zTXt": lambda: png_of(8, 8, chunk(b"zTXt", b"Comment\0\0" + blown())),
+    "iTXt": lambda: png_of(8, 8, chunk(b"iTXt", b"Comment\0\1\0\0\0" + blown())),
+    "iCCP": lambda: png_of(8, 8, chunk(b"iCCP", b"profile\0\0" + blown())),
     "many texts": lambda: png_of(
         8, 8, *[chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 20), 9))] * 200
     ),

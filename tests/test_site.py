@@ -121,24 +121,26 @@ SEARCH_IS_READY = (
 
 
 @needs_chromium
-def test_pages_and_search_work_from_the_disk(site: Path) -> None:
-    forms: list[tuple[Scheme, int]] = [("light", WIDE), ("dark", NARROW)]
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "width"), [("light", WIDE), ("dark", NARROW)])
+def test_pages_are_readable(site: Path, scheme: Scheme, width: int) -> None:
     with start_browser() as browser:
-        for scheme, width in forms:
-            with open_page(browser, site / "kernels.html", scheme=scheme, width=width) as opened:
-                assert opened.find_overflow() <= 0
-                assert not opened.requests + opened.messages
-            with open_page(
-                browser, site / "first-model.html", scheme=scheme, strict=False
-            ) as opened:
-                faults = check_accessibility(opened)
-                assert not [line for line in faults if line.startswith(SEEN)]
-        with open_page(browser, site / "index.html") as opened:
-            opened.page.focus("input.md-search__input")
-            # the page listens to keys, and what is typed before it has its index is lost
-            opened.page.wait_for_function(SEARCH_IS_READY)
-            opened.page.locator("input.md-search__input").press_sequentially("random erasing")
-            opened.page.wait_for_selector(".md-search-result__item")
-            opened.page.click(".md-search-result__link >> nth=0")
-            opened.page.wait_for_url(re.compile(r"(augmentation|glossary)\.html"))
+        with open_page(browser, site / "kernels.html", scheme=scheme, width=width) as opened:
+            assert opened.find_overflow() <= 0
             assert not opened.requests + opened.messages
+        with open_page(browser, site / "first-model.html", scheme=scheme, strict=False) as opened:
+            faults = check_accessibility(opened)
+            assert not [line for line in faults if line.startswith(SEEN)]
+
+
+@needs_chromium
+def test_the_search_works_from_the_disk(site: Path) -> None:
+    with start_browser() as browser, open_page(browser, site / "index.html") as opened:
+        opened.page.focus("input.md-search__input")
+        # the page listens to keys, and what is typed before it has its index is lost
+        opened.page.wait_for_function(SEARCH_IS_READY)
+        opened.page.locator("input.md-search__input").press_sequentially("random erasing")
+        opened.page.wait_for_selector(".md-search-result__item")
+        opened.page.click(".md-search-result__link >> nth=0")
+        opened.page.wait_for_url(re.compile(r"(augmentation|glossary)\.html"))
+        assert not opened.requests + opened.messages

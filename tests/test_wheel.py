@@ -64,6 +64,7 @@ def _read(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+@pytest.mark.slow
 def test_wheel_of_the_sdist_equals_that_of_the_tree(built: Mapping[str, Path]) -> None:
     assert _read(built["tree"]) == _read(built["unpacked"])
 

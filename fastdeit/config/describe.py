@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ def read_field_docs(section: type) -> dict[str, str]:
     return docs
 
 
+@functools.cache
 def _read_own_docs(section: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
     assert isinstance(body, ast.ClassDef)

@@ -518,6 +518,7 @@ def train_slowly(argv: list[str]) -> int:
     return run_fastdeit(["train", *argv])
 
 
+@pytest.mark.slow
 def test_two_processes_survive_a_full_disk_and_a_damaged_checkpoint(
     argv: list[str], tmp_path: Path
 ) -> None:

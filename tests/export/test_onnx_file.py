@@ -92,6 +92,7 @@ def test_the_same_weights_give_the_same_file(
     assert (tmp_path / "x.onnx").read_bytes() == both.read_bytes()
 
 
+@pytest.mark.slow
 def test_half_precision_halves_the_weights_and_takes_the_same_images(
     loaded: LoadedModel, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_same_weights_give_the_same_file(
     assert (tmp_path / "x.pt2").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_export_that_differs_is_refused_and_the_older_file_stays(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from tests.support.launching import FLAGS, Launch, steps_done
 from tests.support.ranks import Ranks, run_fastdeit
 
 pytestmark = pytest.mark.usefixtures("kill_launched_runs")
-TOTAL = 60  # steps
+TOTAL = 36  # steps
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         str(write_shapes(tmp_path_factory.mktemp("faults") / "data")),
         *FLAGS,
         "--epochs",
-        "20",
+        "12",
     ]
 
 

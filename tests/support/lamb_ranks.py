@@ -17,8 +17,8 @@ from fastdeit.distributed.world import init_distributed
 from tests.support.tiny_student import BATCH, configure, make_trainer
 from tests.support.zero_ranks import AFTER, train, write_variants
 
-STEPS = 8
-SAVED_AT = 4
+STEPS = 6
+SAVED_AT = 3
 LAMB: dict[str, Any] = {"opt": "lamb", "lr": 0.3}
 
 

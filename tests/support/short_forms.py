@@ -28,7 +28,7 @@ SHORT: dict[str, tuple[str, ...]] = {
         "as_gpu-three_augment",
     ),
     "data/augment/test_native.py::test_operation_equals_pils": ("*-41x57",),
-    "data/device/test_augment.py::test_kernels_equal_the_compiled_operator": ("deit", "copies"),
+    "data/device/test_augment.py::test_kernels_equal_the_compiled_operator": ("copies",),
     "data/formats/cifar/test_train.py::test_a_teacher_and_its_student": ("exact",),
     "data/graphs/test_pipeline.py::test_dali_accepts_the_graph_of_a_gpu": (
         "rand_augment-*",
@@ -133,8 +133,9 @@ SHORT: dict[str, tuple[str, ...]] = {
         "B3-tall-const",
         "B2-1-*",
     ),
-    "kernels/test_resize.py::"
-    "test_no_value_of_256_odd_crops_differs_from_pil_and_the_exact_backend": ("resize_reference",),
+    "kernels/test_resize.py::test_no_value_of_odd_crops_differs_from_pil_and_the_exact_backend": (
+        "resize_reference-*",
+    ),
     "models/test_deit3.py::test_shallow_models_give_timms_logits": (
         "deit3_small_*",
         "deit3_medium_*",
@@ -174,6 +175,14 @@ SHORT: dict[str, tuple[str, ...]] = {
         "0-1",
         "1-4",
         "3-4",
+    ),
+    "training/test_evaluation.py::test_heads_of_timms_models_are_evaluated_apart": (
+        "deit_tiny_*",
+        "efficientformer_l1",
+        "efficientvim_*",
+        "levit_*",
+        "pit_*",
+        "swiftformer_xs",
     ),
     "training/test_step_counts.py::test_step_stays_under_its_ceiling": (
         "fp32-1-None-1",

@@ -26,7 +26,7 @@ from tests.support.tiny_student import (
     part,
 )
 
-STEPS = 6
+STEPS = 4
 SAMPLES = 12
 """Of a step of all ranks; three micro-batches divide them."""
 

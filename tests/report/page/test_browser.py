@@ -115,6 +115,7 @@ def test_a_button_of_the_legend_hides_its_curve(opened: OpenPage) -> None:
     assert lines.count() == before
 
 
+@pytest.mark.slow
 def test_light_and_dark_narrow_and_wide_are_readable(browser: Browser, file: Path) -> None:
     with open_page(browser, file, width=NARROW, strict=False) as opened:
         page = opened.page
@@ -130,6 +131,7 @@ def test_light_and_dark_narrow_and_wide_are_readable(browser: Browser, file: Pat
         assert check_accessibility(opened, "color-contrast") == []
 
 
+@pytest.mark.slow
 def test_without_scripts_the_numbers_are_there(browser: Browser, file: Path) -> None:
     with open_page(browser, file, script=False) as opened:
         page = opened.page
