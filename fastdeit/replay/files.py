@@ -15,7 +15,7 @@ from fastdeit.display.pixels import denormalise
 from fastdeit.display.terminal import Terminal
 from fastdeit.display.text import shorten
 from fastdeit.kernels.mix import mix
-from fastdeit.replay.report import DigestComparison, Report
+from fastdeit.replay.results import DigestComparison, Report
 from fastdeit.storage.jsonl import to_strict_json
 
 IMAGES = "images"

@@ -7,7 +7,7 @@ from fastdeit.display.progress import ProgressBar, TimeLeft, format_duration
 from fastdeit.display.terminal import Terminal
 from fastdeit.replay.history import StepHistory, find_state
 from fastdeit.replay.inputs import compare_inputs
-from fastdeit.replay.report import Origin
+from fastdeit.replay.results import Origin
 from fastdeit.replay.samples import Samples
 from fastdeit.run.inputs import check_same_samples
 from fastdeit.training.trainer import Trainer

@@ -91,7 +91,7 @@ def run_fastdeit(argv: Sequence[str]) -> int:
     from fastdeit import __main__ as fastdeit
     from fastdeit.run import report
 
-    report.write_report = lambda runs, path: path.touch()
+    report.write_report = lambda runs, output: output.touch()
     sys.argv = ["fastdeit", *argv]
     return fastdeit.main()
 

@@ -46,8 +46,9 @@ from fastdeit.replay.files import (
     write_json,
 )
 from fastdeit.replay.history import StepHistory, check_folder, read_history
-from fastdeit.replay.report import MicroBatchResult, ProcessResult, SampleResult, build_report
+from fastdeit.replay.report import build_report
 from fastdeit.replay.restore import restore_state
+from fastdeit.replay.results import MicroBatchResult, ProcessResult, SampleResult
 from fastdeit.replay.samples import Samples
 from fastdeit.replay.step import StepResult, describe_samples, rerun
 from fastdeit.run.build import build_training
