@@ -4,8 +4,7 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from fastdeit.distributed.world import World, init_distributed
 from fastdeit.training.build import build_trainer
 from fastdeit.training.trainer import Trainer
 from tests.support.full_disk import limit_file_size
-from tests.support.launching import ROOT
+from tests.support.ranks import Ranks
 from tests.support.tiny_student import configure, make_trainer, run_steps
 
 MODEL = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.tensor(3)}
@@ -432,50 +431,48 @@ def test_every_file_is_on_the_disk_before_the_final_name(
     ]
 
 
-KILLS = """
-import os, signal, sys
-from pathlib import Path
-from fastdeit.checkpoint import store as checkpoint
-from fastdeit.checkpoint import files as checkpoint_files
-from tests.checkpoint.test_store import save
-
-def die(*_, **__):
+def die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
-def half(path, *_):
+
+def write_half(path: Path, *_: Any) -> None:
     path.write_bytes(b"half of it")
     die()
 
-POINTS = {
-    "in a file": (checkpoint_files, "write_tensors", half),
+
+POINTS: dict[str, tuple[Any, str, Callable[..., None]]] = {
+    "in a file": (checkpoint_files, "write_tensors", write_half),
     "before fsync": (checkpoint_files, "sync", die),
     "before the manifest": (checkpoint_files, "_write_manifest", die),
     "before the name": (checkpoint, "_put_in_place", die),
     "before older ones go": (checkpoint, "prune_checkpoints", die),
 }
-for point, (module, name, planted) in POINTS.items():
-    folder = Path(sys.argv[1]) / point
-    save(folder, 3), save(folder, 5)
-    child = os.fork()
-    if not child:
-        setattr(module, name, planted)
-        save(folder, 9, keep=2)
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-"""
+
+
+def save_and_be_killed(root: Path) -> None:
+    """Write two checkpoints for each point, and the third in a child that is killed there."""
+    for point, (module, name, planted) in POINTS.items():
+        folder = root / point
+        save(folder, 3), save(folder, 5)
+        child = os.fork()
+        if not child:
+            setattr(module, name, planted)
+            save(folder, 9, keep=2)
+            os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
 def test_save_killed_at_any_point_leaves_the_older_checkpoint(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], cwd=ROOT, check=True)
-    points = sorted(path.name for path in tmp_path.iterdir())
-    assert len(points) == 5
-    for point in points:
-        folder = tmp_path / point
+    process = Ranks(tmp_path / "log", save_and_be_killed, tmp_path / "saves", world_size=1)
+    assert process.wait() == 0, process.output
+    folder = tmp_path / "saves"
+    for point in POINTS:
+        left = folder / point
+        assert len(names(left)) == 3, point
+        remove_temporary(left)
         late = point == "before older ones go"
-        assert len(names(folder)) == 3, point
-        remove_temporary(folder)
-        assert names(folder) == (["9", "5", "3"] if late else ["5", "3"]), point
-        for path in list_checkpoints(folder):
+        assert names(left) == (["9", "5", "3"] if late else ["5", "3"]), point
+        for path in list_checkpoints(left):
             load_checkpoint(path, LAYOUT)
 
 

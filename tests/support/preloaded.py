@@ -17,6 +17,7 @@ def define_train_graph() -> None:
 
 
 with pause_collection():
+    import tests.support.ranks
     import tests.support.tiny_student  # noqa: F401
     from fastdeit.distributed.world import import_deepspeed
 
