@@ -53,8 +53,6 @@ NOT_RUN = {
     r"imagenetv2|imagenet-a|imagenet-r|--real-labels": "needs 1,000 classes of published images;"
     " tests/inference/test_class_maps.py has them in small",
 }
-# commands that are run by default; the others with -m slow
-QUICK = ("index", "preview", "predict", "evaluate", "pack", "audit", "recipes", "estimate")
 # what a page needs beside the folder below
 PREPARED = {
     "README.md": ["fastdeit train --recipe digits_teacher"],
@@ -139,15 +137,6 @@ def run_all(commands: list[Command], folder: Path, monkeypatch: pytest.MonkeyPat
         for command in commands:
             with monkeypatch.context() as patch:
                 run(command, patch)
-
-
-def test_quick_commands_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = [(command, read_call(command.line)) for command in COMMANDS if not reason(command)]
-    quick = [command for command, call in calls if call and call.name in QUICK]
-    assert len(quick) > 8
-    place = tmp_path / "quick"
-    shutil.copytree(folder, place, symlinks=True)
-    run_all(quick, place, monkeypatch)
 
 
 @pytest.mark.slow

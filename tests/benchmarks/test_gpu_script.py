@@ -145,6 +145,7 @@ def test_step_exits_with_all_results_in_the_archive(step: str, tools: Path) -> N
     assert paths == {f"{ROOT}:/carried"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_time_limits_of_a_step_fit_into_one_call(step: str, tools: Path) -> None:
     add_tool(tools, "timeout", LIMITS_RECORDED)

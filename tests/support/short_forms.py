@@ -9,6 +9,7 @@ SHORT: dict[str, tuple[str, ...]] = {
         "1-3-5",
         "2-2-3",
     ),
+    "benchmarks/test_gpu_script.py::test_step_exits_with_all_results_in_the_archive": ("train",),
     "commands/data/test_pack.py::test_a_signal_leaves_what_the_same_command_continues": (
         "SIGKILL",
     ),
@@ -166,6 +167,7 @@ SHORT: dict[str, tuple[str, ...]] = {
         "1-True",
         "22-True",
     ),
+    "test_imagenet_page.py::test_each_source_ends_with_a_data_set": ("Kaggle*", "*Parquet files"),
     "test_security.py::test_image_exchanged_during_a_run_is_not_decoded": (
         "bomb-native",
         "jpeg that lies-exact",

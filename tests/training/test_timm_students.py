@@ -124,6 +124,7 @@ def test_steps_equal_a_plain_loop(kind: str, distillation: str, stage: int, worl
             torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_a_plain_loop_over_both_shares(tmp_path: Path, world: World) -> None:
     """Each rank normalises its own samples, and all have the mean of their statistics."""
     assert Ranks(tmp_path / "log", timm_students.main, tmp_path).wait() == 0

@@ -298,6 +298,7 @@ def images_by_step(run: Path, setting: Setting, epochs: int = 4) -> list[set[str
     return [{index.name(row) for row in rows.tolist()} for rows in steps]
 
 
+@pytest.mark.slow
 def test_images_excluded_later_are_in_the_steps_before(
     run: Path,
     setting: Setting,

@@ -120,6 +120,7 @@ def test_gradient_larger_than_the_bucket_gives_equal_losses(
     assert run_steps(trainer, 4) == expected
 
 
+@pytest.mark.slow
 def test_fused_kernels_run_in_the_flat_backward(world: World) -> None:
     expected = run_steps(make_trainer(configure(), world), 2)
     losses = run_steps(make_trainer(configure(kernels="triton"), world), 2)
