@@ -109,6 +109,7 @@ def test_half_precision_halves_the_weights_and_takes_the_same_images(
     torch.testing.assert_close(torch.from_numpy(logits), loaded.model(images), rtol=0, atol=3e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_a_timm_model_has_one_output(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
