@@ -117,7 +117,8 @@ def test_each_python_takes_the_versions_that_constraints_name_for_it(python: str
             found = distribution(pin.name)
             if found.version == _version(pin):
                 seen += 1
-                allowed = SpecifierSet(found.metadata["Requires-Python"] or "")
+                (rule,) = found.metadata.get_all("Requires-Python") or [""]
+                allowed = SpecifierSet(rule)
                 refused += [] if python in allowed else [f"{pin.name}: {allowed}"]
     if not seen:
         pytest.skip("other versions are installed than those of constraints.txt")

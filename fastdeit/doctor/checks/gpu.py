@@ -176,7 +176,5 @@ def _has_any(prefix: str) -> bool:
 
 def _installed() -> list[tuple[str, str]]:
     found = importlib.metadata.distributions()
-    named = {
-        (str(one.metadata["Name"]).lower(), one.version) for one in found if one.metadata["Name"]
-    }
+    named = {(one.metadata["Name"].lower(), one.version) for one in found if "Name" in one.metadata}
     return sorted(named)

@@ -135,3 +135,12 @@ def test_the_gpu_of_this_machine_is_fit() -> None:
     assert gpu.check_driver(target).status == "ok"
     assert gpu.check_cuda(target).status == "ok"
     assert gpu.read_driver_cuda() > (0, 0)
+
+
+def test_a_package_without_a_name_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.dist-info").mkdir()  # as an install that was cut leaves one
+    (tmp_path / "broken.dist-info" / "METADATA").write_text("Version: 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "torch" in dict(gpu._installed())
