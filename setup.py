@@ -92,7 +92,7 @@ setup(
             *BENCH,
             *DOCS,
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.100",
             "ruff>=0.9",
             "mypy>=1.13",
