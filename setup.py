@@ -42,9 +42,9 @@ setup(
         "fastdeit.report.page": ["templates/*"],
     },
     install_requires=[
-        "torch>=2.10,<2.16",  # the newest tried is 2.15
-        "torchvision>=0.25",
-        "timm>=1.0.29",  # its CutMix draws other boxes before
+        "torch>=2.11,<2.16",  # the newest tried is 2.15
+        "torchvision>=0.26",
+        "timm>=1.0.31",  # 1.0.29 saves no sizes with a model of other sizes than its name's
         "nvidia-dali-cuda120>=2.4",
         "deepspeed>=0.19.8,<0.20",
         # no kernel spills registers with 3.6 to 3.9 (tests/kernels/test_resources.py); 3.10 will
@@ -53,11 +53,11 @@ setup(
         "pillow>=12.3,<13",  # 13 resizes to other pixels, and refuses timm's posterize to 0 bits
         "numpy>=2.0",
         "numba>=0.61",  # the exact augmentation
-        "pyarrow>=17",
+        "pyarrow>=25",  # 17 starts threads to read a file, which may abort a process
         "pydantic>=2",  # reads what DeepSpeed refuses in a settings file
         "psutil>=5.9",  # who launched a rank, who holds a run folder; DeepSpeed brings it too
         "safetensors>=0.5",
-        "huggingface-hub>=0.30",  # weights by name, model cards; timm brings it too
+        "huggingface-hub>=1.0",  # 0.30 has other errors; timm brings it too
         "fsspec>=2024.6",  # data sets at a URL; torch brings it too
         "httpx2>=2",  # those at a web server
         "tyro>=1.0,<2",
