@@ -19,6 +19,7 @@ Not counted: the launches of a compiled graph, and what torch does below the dis
 """
 
 import functools
+import gc
 import sys
 import warnings
 from collections import Counter
@@ -99,7 +100,11 @@ class StepCounter(TorchDispatchMode):
 
 @contextmanager
 def count_synchronisations(counts: "Counter[Place]") -> Iterator[None]:
-    """Add each call of a `synchronize` to `counts`, by the place of the call."""
+    """Add each call of a `synchronize` to `counts`, by the place of the call.
+
+    Meanwhile no garbage is collected: DeepSpeed's engine, if it was part of a cycle, synchronises
+    when it is.
+    """
 
     def counting(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -110,6 +115,9 @@ def count_synchronisations(counts: "Counter[Place]") -> Iterator[None]:
 
     owners = (torch.cuda, torch.cuda.Stream, torch.cuda.Event, *_other_accelerators())
     with ExitStack() as patches:
+        if gc.isenabled():
+            patches.callback(gc.enable)
+            gc.disable()
         for owner in owners:
             replacement = counting(owner.synchronize)
             patches.enter_context(mock.patch.object(owner, "synchronize", replacement))

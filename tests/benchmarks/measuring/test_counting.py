@@ -1,8 +1,9 @@
 """`benchmarks.measuring.counting`: which operators, copies, reads and synchronisations are counted.
 
-.venv/bin/python -m pytest tests/benchmarks/test_counting.py, about 4 s
+.venv/bin/python -m pytest tests/benchmarks/measuring/test_counting.py, about 4 s
 """
 
+import gc
 import warnings
 
 import pytest
@@ -183,3 +184,29 @@ def test_synchronize_is_restored_after_counting() -> None:
     with count_synchronisations(StepCounter().synchronisations):
         assert torch.cuda.synchronize is not before[0]
     assert (torch.cuda.synchronize, torch.cuda.Event.synchronize) == before
+
+
+class Engine:
+    """An object of a cycle that synchronises when it is collected, as DeepSpeed's engine."""
+
+    def __init__(self) -> None:
+        self.cycle = self
+
+    def __del__(self) -> None:
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().synchronize()
+
+
+def test_an_engine_that_is_garbage_is_not_counted() -> None:
+    import_deepspeed()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(10)
+    try:
+        with StepCounter() as counter, StepCounter():
+            Engine()
+            kept = [[number] for number in range(1000)]  # would start collections
+    finally:
+        gc.set_threshold(*thresholds)
+    assert len(kept) == 1000 and not counter.synchronisations
+    assert gc.isenabled()
