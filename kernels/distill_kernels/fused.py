@@ -25,6 +25,46 @@ from fastdeit.kernels.operators import operator
 
 
 @triton.jit
+def _teacher_row(
+    logits_ptr,
+    teacher_ptr,
+    grad_ptr,
+    row,
+    scale,
+    weight,
+    K: tl.constexpr,
+    HARD: tl.constexpr,
+    TEACHER_IDS: tl.constexpr,
+    WRITE_GRADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Return the distillation term of a row, and write its gradient: with HARD against the
+    teacher's decision, else against its logits."""
+    if HARD:
+        decision = load_decision(teacher_ptr, row, K, TEACHER_IDS, BLOCK)
+        part = cross_entropy_row(
+            logits_ptr,
+            logits_ptr,
+            grad_ptr,
+            decision,
+            decision,
+            1.0,
+            0.0,
+            weight,
+            K,
+            False,
+            WRITE_GRADS,
+            BLOCK,
+        )
+    else:
+        teacher_row_ptr = teacher_ptr + row * K
+        part = divergence_row(
+            logits_ptr, teacher_row_ptr, grad_ptr, scale, weight, K, WRITE_GRADS, BLOCK
+        )
+    return part
+
+
+@triton.jit
 def _distill_fwd_kernel(
     cls_ptr,
     dist_ptr,
@@ -76,34 +116,17 @@ def _distill_fwd_kernel(
             BLOCK,
         )
         tl.store(rows_ptr + row, part)
-    elif HARD:
-        decision = load_decision(teacher_ptr, row, K, TEACHER_IDS, BLOCK)
-        logits_ptr = dist_ptr + row * K
-        grad_ptr = grads_ptr + (batch + row) * K
-        part = cross_entropy_row(
-            logits_ptr,
-            logits_ptr,
-            grad_ptr,
-            decision,
-            decision,
-            1.0,
-            0.0,
-            distill_weight,
-            K,
-            False,
-            WRITE_GRADS,
-            BLOCK,
-        )
-        tl.store(rows_ptr + batch + row, part)
-    elif SOFT:
-        grad_ptr = grads_ptr + (batch + row) * K
-        part = divergence_row(
+    elif HARD or SOFT:
+        part = _teacher_row(
             dist_ptr + row * K,
-            teacher_ptr + row * K,
-            grad_ptr,
+            teacher_ptr,
+            grads_ptr + (batch + row) * K,
+            row,
             scale,
             distill_weight,
             K,
+            HARD,
+            TEACHER_IDS,
             WRITE_GRADS,
             BLOCK,
         )
